@@ -1,0 +1,54 @@
+import type { AnyTensor, Body, Primitive, TensorType } from "../Node.ts"
+import { input } from "../Node.ts"
+import * as Program from "../Program.ts"
+
+interface Rules<P> {
+  readonly flops?: Primitive<string, P>["flops"]
+  readonly precision: Primitive<string, P>["precision"]
+  readonly recompute?: "cheap" | "expensive"
+  readonly vjp?: Primitive<string, P>["vjp"]
+}
+
+/** The program that a composite stands for, at given types (sizes may be local ones). */
+export const decomposition = (primitive: Primitive<string, any>, types: ReadonlyArray<TensorType>, params: unknown): Body => {
+  if (primitive.meaning.kind !== "composite") throw new Error(`${primitive.name} is not a composite`)
+  const inputs = types.map((t) => input(t))
+  return Program.body(inputs, primitive.meaning.decompose(inputs, params))
+}
+
+/**
+ * An operation that is a function of smaller ones and may have a kernel of its own. Types come from the decomposition, so they cannot disagree
+ * with it; FLOPs too unless given. Without `vjp` its derivative is that of the decomposition.
+ */
+export const composite = <Name extends string, P>(
+  name: Name,
+  decompose: (xs: ReadonlyArray<AnyTensor>, params: P) => ReadonlyArray<AnyTensor>,
+  rules: Rules<P>
+): Primitive<Name, P> => {
+  const self: Primitive<Name, P> = {
+    name,
+    type: (types, p) => decompose(types.map((t) => input(t)), p).map((o) => o.type),
+    meaning: { kind: "composite", decompose },
+    vjp: rules.vjp ?? { kind: "decompose" },
+    partition: { kind: "derived" },
+    flops:
+      rules.flops ??
+      ((types, _out, p) => {
+        const c = Program.cost(decomposition(self, types, p))
+        return { contraction: c.contractionFlops, other: c.otherFlops }
+      }),
+    precision: rules.precision,
+    recompute: rules.recompute ?? "expensive"
+  }
+  return self
+}
+
+/** Inlines every composite that `has` no kernel for, region bodies included, until only core primitives and kernels are left. */
+export const decomposeExcept = (body: Body, has: (name: string) => boolean): Body =>
+  Program.map(body, (e, inputs) => {
+    const { meaning } = e.primitive
+    if (meaning.kind !== "composite" || has(e.primitive.name)) return null
+    const inside = inputs.map((x) => input(x.type, x.role))
+    const opened = Program.body(inside, meaning.decompose(inside, e.params))
+    return Program.inline(decomposeExcept(opened, has), inputs)
+  })

@@ -1,0 +1,112 @@
+/** Losses with kernels of their own, computed in f32. */
+import * as Axis from "../Axis.ts"
+import { invalid, NotDifferentiable, refuse } from "../Errors.ts"
+import type { AnyTensor, Primitive, Tensor, TensorType } from "../Node.ts"
+import { add, cast, constant, div, mul, scale, shift, sizeOf, sub, sum } from "./algebra.ts"
+import { composite } from "./composite.ts"
+import { emit } from "./emit.ts"
+import { oneHot } from "./index.ts"
+import { and, equal, exp, less, log, not, select } from "./pointwise.ts"
+import { max } from "./reduce.ts"
+
+type T = Tensor<string>
+const wide = (x: AnyTensor): T => cast(x as T, "f32")
+
+export interface CrossEntropyParams {
+  readonly classes: string
+  /** labels: i32 class numbers, those outside 0..classes-1 are ignored (loss 0). soft: a distribution over the classes axis. */
+  readonly targets: "labels" | "soft"
+  /** Share of the target spread evenly over all classes. */
+  readonly smoothing: number
+}
+
+/** The distribution that is compared with. */
+const target = (logits: AnyTensor, targets: AnyTensor, p: CrossEntropyParams): T => {
+  const count = sizeOf(logits, p.classes)
+  if (p.targets === "soft") return shift(scale(wide(targets), 1 - p.smoothing), p.smoothing / count)
+  const labels = targets as Tensor<string, "int">
+  const whole = (n: number) => constant(n, labels.type.dtype) as unknown as Tensor<never, "int">
+  const valid = and(less(labels, whole(count)), not(less(labels, whole(0))))
+  const hot = shift(scale(oneHot(labels, p.classes, count), 1 - p.smoothing), p.smoothing / count)
+  return select(valid, hot, constant(0)) as AnyTensor as T
+}
+
+const logSumExp = (x: T, axis: string): T => {
+  const top = max(x, axis)
+  const safe = select(equal(top, constant(-Infinity)), constant(0), top)
+  return add(safe, log(sum(exp(sub(x, safe)), axis))) as AnyTensor as T
+}
+
+const flops = (types: ReadonlyArray<TensorType>) => ({ contraction: 0, other: 6 * Axis.count(types[0]!.axes) })
+
+/** logits, targets to the loss of each row and its log-sum-exp, both f32. */
+export const crossEntropyP: Primitive<"crossEntropy", CrossEntropyParams> = composite(
+  "crossEntropy",
+  ([logits, targets], p) => {
+    const x = wide(logits!)
+    const lse = logSumExp(x, p.classes)
+    const t = target(logits!, targets!, p)
+    // Rows without a target count nothing even where a logit is infinite.
+    const each = select(equal(t, constant(0)), constant(0), mul(t, sub(lse, x)))
+    return [sum(each, p.classes), lse]
+  },
+  {
+    precision: "loss",
+    flops,
+    vjp: {
+      kind: "long",
+      differentiate: (inputs, p) => {
+        const outputs = emit(crossEntropyP, inputs, p)
+        return {
+          outputs,
+          pullback: ([dLoss, dLse]) => {
+            if (dLse !== null) refuse(new NotDifferentiable({ operation: "the log-sum-exp of crossEntropy" }))
+            if (dLoss === null || dLoss === undefined) return [null, null]
+            return [...emit(crossEntropyBackwardP, [inputs[0]!, inputs[1]!, outputs[1]!, dLoss], p), null]
+          }
+        }
+      }
+    }
+  }
+)
+
+/** logits, targets, lse, dLoss to dLogits. */
+export const crossEntropyBackwardP: Primitive<"crossEntropyBackward", CrossEntropyParams> = composite(
+  "crossEntropyBackward",
+  ([logits, targets, lse, dLoss], p) => {
+    const t = target(logits!, targets!, p)
+    const softmax = exp(sub(wide(logits!), lse as T))
+    const gradient = mul(dLoss as T, sub(mul(sum(t, p.classes), softmax), t))
+    return [cast(gradient, logits!.type.dtype)]
+  },
+  { precision: "loss", flops }
+)
+
+/**
+ * `[.., classes] x [..] -> [..]` for labels, `[.., classes] x [.., classes] -> [..]` for soft targets: minus the log-likelihood, natural log, f32.
+ * Labels outside the classes are ignored (loss 0, no gradient).
+ */
+export const softmaxCrossEntropy = <A extends string, C extends A>(
+  logits: Tensor<A>,
+  targets: Tensor<any, "int"> | Tensor<any>,
+  options: { readonly classes: C; readonly smoothing?: number }
+): Tensor<Exclude<A, C>> => {
+  const soft = Axis.has(targets.type.axes, options.classes)
+  const smoothing = options.smoothing ?? 0
+  if (!(smoothing >= 0 && smoothing < 1)) invalid("softmaxCrossEntropy", `label smoothing ${smoothing} is not in [0, 1)`)
+  const expected = soft ? logits.type.axes : Axis.without(logits.type.axes, [options.classes])
+  if (!Axis.equal(expected, targets.type.axes)) {
+    invalid("softmaxCrossEntropy", `targets have ${Axis.print(targets.type.axes)}, the logits need ${Axis.print(expected)}`)
+  }
+  return emit(crossEntropyP, [logits, targets], {
+    classes: options.classes,
+    targets: soft ? "soft" : "labels",
+    smoothing
+  })[0]! as Tensor<any>
+}
+
+/** `softmax(x)` along an axis, in f32. */
+export const softmax = <A extends string, E extends A>(x: Tensor<A>, axis: E): Tensor<A> => {
+  const e = exp(sub(x, max(x, axis)))
+  return div(e, sum(e, axis)) as unknown as Tensor<A>
+}
