@@ -12,11 +12,11 @@
 
 namespace tessera {
 
-void multiplyPacked(Packing packing, int64_t rows, int64_t columns, int64_t units, float alpha, const uint32_t* a, const uint32_t* b, float* c, int64_t stride,
-                    bool add) {
+void multiplyPacked(Packing packing, int64_t rows, int64_t columns, int64_t units, float alpha, const uint32_t* a, const uint32_t* b, int64_t rightUnits, float* c,
+                    int64_t stride, bool add) {
   for (int64_t j = 0; j < columns; j += tileColumns)
     for (int64_t i = 0; i < rows; i += tileRows)
-      tileOf(packing, units, a + i * units, b + j * units,
+      tileOf(packing, units, a + i * units, b + j * rightUnits,
              {c + i * stride + j, stride, int(std::min<int64_t>(tileRows, rows - i)), int(std::min<int64_t>(tileColumns, columns - j)), add, alpha, nullptr});
 }
 

@@ -54,8 +54,9 @@ void packRows(Packing, const Matrix& a, int64_t rows, int64_t k, uint32_t* to);
 void packColumns(Packing, const Matrix& b, int64_t k, int64_t columns, uint32_t* to);
 bool packable(const Matrix&, int64_t rows, int64_t columns);
 
-// c = alpha * a b, or c += it, for packed operands of any size; `c` is float with contiguous rows.
-void multiplyPacked(Packing, int64_t rows, int64_t columns, int64_t units, float alpha, const uint32_t* a, const uint32_t* b, float* c, int64_t stride,
-                    bool add);
+// c = alpha * a b, or c += it, for packed operands of any size; `c` is float with contiguous rows. The right operand may have been packed with more
+// units than are multiplied: `rightUnits` of them.
+void multiplyPacked(Packing, int64_t rows, int64_t columns, int64_t units, float alpha, const uint32_t* a, const uint32_t* b, int64_t rightUnits, float* c,
+                    int64_t stride, bool add);
 
 }  // namespace tessera

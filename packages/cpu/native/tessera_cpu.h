@@ -4,6 +4,7 @@
 //   [opcode, words, equation, ...arguments]     `words` counts the whole instruction; `equation` is for profiles and errors
 // A memory operand is four words: [binding, offset, dtype, 0]: element 0 stands `offset` BYTES after bindings[binding].
 // Binding 0 is the arena of the plan; the others are inputs, outputs and constants given with each call.
+// An operand that the flags or sizes leave unused is still four words, with any contents. Ranks are 16 at most.
 // Sizes and strides are in ELEMENTS. A float immediate is the bit pattern of a double in one word.
 // Every instruction is a barrier: the next one sees all its writes. Results never depend on the number of threads.
 // Any size may be 0 (nothing happens, except that reductions still write their identity).
@@ -43,7 +44,8 @@ enum TsOpcode {
   // rounded to nearest even while packed). Operands are f32, bf16 or f16, C f32, bf16 or f16.
   // activation: 0 none, 1 gelu erf, 2 gelu tanh, 3 quick gelu, 4 relu. flags bit 0: bias present (bias of segment n starts at the sum of
   // the N before it, times biasStride); bit 1: aux present (the value before the activation, with bias; dtype of its operand, column
-  // stride 1); bit 2: residual present (column stride 1). With cRow 1 and cCol != 1, none of the flags is used.
+  // stride 1); bit 2: residual present (column stride 1). With cRow 1 and cCol != 1, none of the flags is used. Batch entries of aux and of
+  // residual follow each other, M rows each, in the order of batchSizes (the last varies fastest). C may be the residual itself.
   TS_GEMM = 4,
   // Exact attention without the score matrix. Head h of batch b: q at b*qBatch + h*qHead, row i at i*qSeq, depth contiguous; keys and values
   // of query head h are those of head h / (heads / keyHeads).
@@ -52,7 +54,7 @@ enum TsOpcode {
   //  out(4), oBatch, oSeq, oHead, lse(4), lseBatch, lseHead, lseSeq (f32),
   //  querySegments(4), querySegmentBatch, querySegmentSeq, keySegments(4), keySegmentBatch, keySegmentSeq (i32; used when mask bit 1),
   //  lengths(4), lengthStride (i32 per batch: keys at or beyond it are hidden; used when mask bit 2),
-  //  key(4) (u32, two words), counter(4), counterBatch, headCounter ... see TS_VM_THREEFRY; used when rate > 0]
+  //  key(4) (u32, two words), counter(4) (u32), counterBatch; used when rate > 0]
   // mask: bit 0 causal (query i sees key j when j <= i + maskOffset), bit 1 segments must be equal, bit 2 lengths.
   // Dropout keeps probability (b, h, i, j) when uniform(threefry(key[0], key[1], counter[b*counterBatch], (h*queries + i)*keys + j)) >= rate,
   // scaled by 1/(1-rate); uniform(bits) = (bits >> 8) * 2^-24. A row that sees no key gives out 0 and lse -infinity.
@@ -112,7 +114,8 @@ enum TsVmOp {
   // conversions: float to int truncates toward zero and saturates (NaN to 0); int to float rounds to nearest even
   TS_VM_F2I = 80, TS_VM_F2U, TS_VM_I2F, TS_VM_U2F, TS_VM_F2B /* != 0 */, TS_VM_I2B, TS_VM_ROUND_BF16 /* float rounded to bf16 */, TS_VM_ROUND_F16,
   TS_VM_F2U8 /* saturates to 0..255 */, TS_VM_I2U8 /* wraps */,
-  // dst (uint32) = first word of Threefry-2x32 with 20 rounds (Salmon et al. 2011), key (a, b), counter (c, register number in immediate)
+  // dst (uint32) = first word of Threefry-2x32 with 20 rounds (Salmon et al. 2011), key (registers a, b),
+  // counter (register c, the register whose number is the immediate)
   TS_VM_THREEFRY = 90
 };
 

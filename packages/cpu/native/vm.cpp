@@ -20,8 +20,10 @@ int vmArity(int64_t op) {
     case TS_VM_IADD: case TS_VM_ISUB: case TS_VM_IMUL: case TS_VM_IDIV: case TS_VM_IMAX: case TS_VM_IMIN: case TS_VM_UDIV: case TS_VM_UMAX: case TS_VM_UMIN:
     case TS_VM_LESS_F: case TS_VM_LESS_I: case TS_VM_LESS_U: case TS_VM_EQUAL_F: case TS_VM_EQUAL_I: case TS_VM_AND: case TS_VM_OR:
       return 2;
-    case TS_VM_FMA: case TS_VM_SELECT: case TS_VM_THREEFRY:
+    case TS_VM_FMA: case TS_VM_SELECT:
       return 3;
+    case TS_VM_THREEFRY:
+      return 4;
     default:
       return -1;
   }
@@ -66,7 +68,7 @@ inline int32_t floorDivide(int32_t x, int32_t y) {
     return;                                                                            \
   }
 
-void vmRun(const VmInstruction& instruction, int64_t n, float* dst, const float* a, const float* b, const float* c) {
+void vmRun(const VmInstruction& instruction, int64_t n, float* dst, const float* a, const float* b, const float* c, const float* d) {
   switch (instruction.op) {
     case TS_VM_CONST_F: {
       double value;
@@ -142,11 +144,7 @@ void vmRun(const VmInstruction& instruction, int64_t n, float* dst, const float*
     case TS_VM_ROUND_F16: EACH(Floats, fromF16(toF16(X)));
     case TS_VM_F2U8: LANES(int32_t, float, x[at] >= 255.0f ? 255 : x[at] > 0 ? int32_t(x[at]) : 0)
     case TS_VM_I2U8: EACH(Words, U & 0xffu);
-    case TS_VM_THREEFRY: {
-      const Words second = splatWord(uint32_t(instruction.immediate));
-      (void)second;
-      EACH(Words, threefry(U, V, W, second));
-    }
+    case TS_VM_THREEFRY: EACH(Words, threefry(U, V, W, loadAs<Words>(d + at)));
   }
 }
 

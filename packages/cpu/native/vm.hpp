@@ -9,11 +9,12 @@ struct VmInstruction {
   int64_t immediate;
 };
 
-// How many of a, b, c are registers, or -1 for an unknown operation.
+// How many of a, b, c and (the fourth) the immediate are registers, or -1 for an unknown operation.
 int vmArity(int64_t op);
 
 // Registers of 32-bit lanes. `n` is a multiple of the vector width; lanes behind the real ones hold anything.
 // Not for TS_VM_STORE and TS_VM_IOTA, which need to know where the block stands.
-void vmRun(const VmInstruction&, int64_t n, float* dst, const float* a, const float* b, const float* c);
+void vmRun(const VmInstruction&, int64_t n, float* dst, const float* a, const float* b, const float* c,
+           const float* d);
 
 }  // namespace tessera
