@@ -97,7 +97,11 @@ describe("the console", () => {
     Effect.gen(function* () {
       const written = yield* run(undefined)
       assert.strictEqual(written.filter((text) => text.startsWith("step") && text.includes("loss")).length, 5)
-      assert.isTrue(written.every((text) => text.endsWith("\n") && text.length <= 121 && !/[\r\u001b]/.test(text)))
+      assert.isTrue(
+        written.every(
+          (text) => text.endsWith("\n") && text.length <= 121 && !text.includes("\r") && !text.includes("\u001b")
+        )
+      )
       assert.match(
         written[0]!,
         /^step {4}1\/1000 {2}loss 2\.300 {2}acc 0\.1% {2}left 4m 10s {2}256\.0 img\/s {2}epoch 0\.01 {2}lr 3\.0e-4 {2}data wait 20% {2}skipped 3\n$/
@@ -107,7 +111,7 @@ describe("the console", () => {
 
   it.effect("has no colour where NO_COLOR is set", () =>
     Effect.gen(function* () {
-      const colour = (all: ReadonlyArray<string>) => /\u001b\[\d+m/.test(all.join(""))
+      const colour = (all: ReadonlyArray<string>) => all.join("").includes("\u001b[36m")
       assert.isTrue(colour(yield* run(100)))
       assert.isFalse(colour(yield* run(100, { NO_COLOR: "1" })))
     })
