@@ -18,7 +18,7 @@ export interface Component {
 /** The components of one sample, in archive order. */
 export type SampleEntry = ReadonlyArray<Component>
 
-const versions: ReadonlyArray<string> = ["v1.1", "v1.2"]
+const versions: ReadonlySet<string> = new Set(["v1.1", "v1.2"])
 
 /** Base name up to the first dot after the last slash, and the rest without that dot. */
 export const splitName = (name: string): { readonly base: string; readonly extension: string } => {
@@ -67,7 +67,7 @@ export const read = (file: string, content: string): Effect.Effect<ReadonlyArray
   const lines = content.split("\n")
   const [version, countText] = words(lines[0] ?? "")
   if (version === undefined) return invalid(0, "no version signature found")
-  if (!versions.includes(version)) return invalid(0, `Unsupported version of the index file (${version}).`)
+  if (!versions.has(version)) return invalid(0, `Unsupported version of the index file (${version}).`)
   const count = wholeNumber(countText)
   if (count === null) return invalid(0, "no sample count found")
   if (count <= 0) return invalid(0, "sample count must be positive")

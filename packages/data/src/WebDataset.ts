@@ -1,11 +1,11 @@
 /** WebDataset shards: tar archives in which consecutive files of one base name form a sample. */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import { type FileHandle, open as openFile, readFile } from "node:fs/promises"
+import { type FileHandle, mkdir, open as openFile, readFile, stat, writeFile } from "node:fs/promises"
 import { basename, dirname, join } from "node:path"
 import { gunzipSync } from "node:zlib"
 import * as DaliIndex from "./DaliIndex.ts"
-import { DataError, DecodeFailed, fail, LabelOutOfRange, MissingComponent, TarCorrupt, textOf } from "./Errors.ts"
+import { DataError, DecodeFailed, fail, LabelOutOfRange, MissingComponent, reading, TarCorrupt, textOf } from "./Errors.ts"
 import * as Image from "./Image.ts"
 import { digestOf, type ImageSample, type Source } from "./Samples.ts"
 import * as Shards from "./Shards.ts"
@@ -30,6 +30,8 @@ export interface WebSample {
 export interface WebOptions {
   /** where gzipped shards are unpacked; default `Tar.defaultCacheFolder()` */
   readonly cacheFolder?: string
+  /** DALI index files, one per shard, in its order: the shards' headers are then not read */
+  readonly indexFiles?: ReadonlyArray<string>
   /** extensions of which one must be present, in order of preference; default: none must */
   readonly require?: ReadonlyArray<string>
   /** samples that lack all of `require`: "error" (default, `MissingComponent` when opening) or "skip" (left out) */
@@ -53,10 +55,14 @@ export const locate = (files: ReadonlyArray<string>, options: WebOptions = {}): 
   Effect.gen(function* () {
     yield* Shards.sizes(files)
     const archives = yield* Effect.forEach(files, (file) => Tar.plain(file, options.cacheFolder), { concurrency: 4 })
-    const members = yield* Effect.forEach(archives, (archive, shard) =>
-      Effect.mapError(Tar.index(archive), (error) => renamed(error, archive, files[shard]!)), { concurrency: 4 })
-    const found = members.flatMap((list, shard) =>
-      DaliIndex.group(list).map((sample): Located => ({ key: sample.base, shard, components: sample.components })))
+    yield* DaliIndex.checkCounts(files, options.indexFiles ?? [])
+    const located = yield* Effect.forEach(archives, (archive, shard) => {
+      const indexFile = options.indexFiles?.[shard]
+      return indexFile === undefined
+        ? Effect.mapError(scan(archive, shard), (error) => renamed(error, archive, files[shard]!))
+        : fromIndex(indexFile, archive, shard)
+    }, { concurrency: 4 })
+    const found = located.flat()
     const wanted = options.require
     const underful = wanted === undefined ? [] : found.filter((sample) => pick(sample.components, wanted) === undefined)
     const first = underful[0]
@@ -70,6 +76,40 @@ export const locate = (files: ReadonlyArray<string>, options: WebOptions = {}): 
     }
     const lacking = new Set(underful)
     return { archives, samples: lacking.size === 0 ? found : found.filter((sample) => !lacking.has(sample)), skippedCount: lacking.size }
+  })
+
+const scan = (archive: string, shard: number): Effect.Effect<ReadonlyArray<Located>, DataError> =>
+  Effect.map(Tar.index(archive), (members) =>
+    DaliIndex.group(members).map((sample): Located => ({ key: sample.base, shard, components: sample.components })))
+
+/** Version 1.1 does not hold names, so its samples are called by their line. */
+const fromIndex = (indexFile: string, archive: string, shard: number): Effect.Effect<ReadonlyArray<Located>, DataError> =>
+  Effect.gen(function* () {
+    const content = yield* reading(indexFile, "a DALI index file", () => readFile(indexFile, "utf8"))
+    const samples = yield* DaliIndex.read(indexFile, content)
+    const { size } = yield* reading(archive, "a tar file", () => stat(archive))
+    yield* DaliIndex.checkBounds(indexFile, samples, size)
+    return samples.map((components, line): Located => {
+      const name = components[0]!.name
+      return { key: name === null ? `${basename(archive)}:${line + 1}` : DaliIndex.splitName(name).base, shard, components }
+    })
+  })
+
+/**
+ * Writes a DALI 1.2 index of every shard, `idx_0.txt`, `idx_1.txt`, ... by position, into `folder`, and returns the
+ * paths, in order. The shards must be plain tars, since an index holds offsets into them.
+ */
+export const writeIndexes = (files: ReadonlyArray<string>, folder: string): Effect.Effect<ReadonlyArray<string>, DataError> =>
+  Effect.gen(function* () {
+    yield* Shards.sizes(files)
+    yield* reading(folder, "a folder that can be written", () => mkdir(folder, { recursive: true }))
+    return yield* Effect.forEach(files, (file, position) =>
+      Effect.gen(function* () {
+        const content = yield* DaliIndex.write(file, yield* Tar.index(file))
+        const target = join(folder, `idx_${position}.txt`)
+        yield* reading(target, "a file that can be written", () => writeFile(target, content))
+        return target
+      }), { concurrency: 4 })
   })
 
 /** Errors about an unpacked copy name the file the user gave. */

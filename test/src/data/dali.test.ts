@@ -1,8 +1,8 @@
 import { assert, describe, it } from "@effect/vitest"
-import { DaliIndex, Tar } from "@tessera/data"
+import { DaliIndex, Tar, WebDataset } from "@tessera/data"
 import * as Effect from "effect/Effect"
-import { readFile } from "node:fs/promises"
-import { fixture, reasonOf, shared } from "./sharedData.ts"
+import { readFile, writeFile } from "node:fs/promises"
+import { fixture, reasonOf, shared, temporaryFolder } from "./sharedData.ts"
 
 const indexes: ReadonlyArray<readonly [string, string, number]> = [
   ["emoji-clip/emoji-google-000003.tar", "dali-index/emoji-google-000003.idx", 406],
@@ -77,5 +77,19 @@ describe("DALI index", () => {
       assert.strictEqual(lines.length, 81)
       assert.strictEqual(lines[80]!.split(" ").length, 12)
       assert.deepStrictEqual([lines[80]!.split(" ")[0], lines[80]!.split(" ")[3]], ["cls", "sample000079.cls"])
+    }))
+  it.effect("shards open by their index files as by their headers, and a wrong index is named", () =>
+    Effect.gen(function* () {
+      const folder = yield* temporaryFolder
+      const files = [2, 3].map((shard) => shared(`cifar10/cifar10-test-00000${shard}.tar`))
+      const indexFiles = yield* WebDataset.writeIndexes(files, folder)
+      assert.deepStrictEqual(indexFiles.map((file) => file.slice(folder.length + 1)), ["idx_0.txt", "idx_1.txt"])
+      const scanned = yield* WebDataset.openImages(files)
+      const indexed = yield* WebDataset.openImages(files, { indexFiles })
+      assert.strictEqual(indexed.digest, scanned.digest)
+      assert.deepStrictEqual(yield* indexed.get(4999), yield* scanned.get(4999))
+      assert.include((yield* reasonOf(WebDataset.openImages(files, { indexFiles: indexFiles.slice(1) }))).message, "must match the number of archives")
+      yield* Effect.promise(() => writeFile(indexFiles[1]!, "v1.1 1\njpg 51200000 1"))
+      assert.include((yield* reasonOf(WebDataset.openImages(files, { indexFiles }))).message, "offset is outside of the archive file")
     }))
 })
