@@ -9,15 +9,24 @@ import type { Random } from "./Random.ts"
 import * as Resample from "./Resample.ts"
 import * as View from "./View.ts"
 
+/** How an operation was made: the name of its constructor and the arguments. What a worker thread is told. */
+export interface Spec {
+  readonly name: string
+  readonly settings: ReadonlyArray<unknown>
+}
+
 /** One step: `[row, col, channel]` to `[row, col, channel]`, 8 bits. Deterministic operations ignore `random`. */
 export interface Operation {
   readonly name: string
+  /** null for operations of your own: those run on the calling thread only */
+  readonly spec: Spec | null
   readonly run: (view: View.View, random: Random) => View.View
 }
 
 /** A step on normalised floats, in place: `[height, width, channels]` from `at` on. */
 export interface FloatOperation {
   readonly name: string
+  readonly spec: Spec | null
   readonly run: (pixels: Float32Array, at: number, shape: PixelShape, random: Random) => void
 }
 
@@ -58,11 +67,13 @@ export const cifarNormalization: Normalization = { mean: [0.4914, 0.4822, 0.4465
 export const mnistNormalization: Normalization = { mean: [0.1307], std: [0.3081] }
 
 /** A pipeline whose operations end in images of `height x width x channels`. */
-export const pipeline = (options: PixelShape & {
-  readonly operations: ReadonlyArray<Operation>
-  readonly normalization: Normalization
-  readonly after?: ReadonlyArray<FloatOperation>
-}): Pipeline => {
+export const pipeline = (
+  options: PixelShape & {
+    readonly operations: ReadonlyArray<Operation>
+    readonly normalization: Normalization
+    readonly after?: ReadonlyArray<FloatOperation>
+  }
+): Pipeline => {
   const { mean, std } = options.normalization
   const table = new Float32Array(options.channels * 256)
   for (let channel = 0; channel < options.channels; channel++) {
@@ -90,8 +101,13 @@ export const run = (image: RawImage, operations: ReadonlyArray<Operation>, rando
 }
 
 /** An operation on whole pictures. Use it to make your own. */
-export const onImage = (name: string, run: (image: RawImage, random: Random) => RawImage): Operation => ({
+export const onImage = (
+  name: string,
+  run: (image: RawImage, random: Random) => RawImage,
+  settings: ReadonlyArray<unknown> | null = null
+): Operation => ({
   name,
+  spec: settings === null ? null : { name, settings },
   run: (view, random) => View.of(run(View.toImage(view), random))
 })
 
@@ -103,30 +119,45 @@ const roundHalfEven = (value: number): number => {
 
 /** The shorter side becomes `size`, the longer `floor(size * long / short)`. */
 export const resizeShorter = (size: number, interpolation: Resample.Interpolation = "bicubic"): Operation =>
-  onImage("resizeShorter", (image) => {
-    const { height, width } = image
-    const target = width <= height
-      ? { width: size, height: Math.floor((size * height) / width) }
-      : { height: size, width: Math.floor((size * width) / height) }
-    return Resample.resize(image, target, interpolation)
-  })
+  onImage(
+    "resizeShorter",
+    (image) => {
+      const { height, width } = image
+      const target =
+        width <= height
+          ? { width: size, height: Math.floor((size * height) / width) }
+          : { height: size, width: Math.floor((size * width) / height) }
+      return Resample.resize(image, target, interpolation)
+    },
+    [size, interpolation]
+  )
 
 /** Both sides become `size`, whatever the proportions (Rosetta's evaluation). */
 export const resizeSquare = (size: number, interpolation: Resample.Interpolation = "bilinear"): Operation =>
-  onImage("resizeSquare", (image) => Resample.resize(image, { height: size, width: size }, interpolation))
+  onImage("resizeSquare", (image) => Resample.resize(image, { height: size, width: size }, interpolation), [
+    size,
+    interpolation
+  ])
 
 /** The middle `size x size`; a smaller picture gets black borders. Offsets as torchvision rounds them. */
 export const centerCrop = (size: number): Operation => ({
   name: "centerCrop",
+  spec: { name: "centerCrop", settings: [size] },
   run: (view) => {
     const { height, width } = view.window
-    return View.crop(view, { top: roundHalfEven((height - size) / 2), left: roundHalfEven((width - size) / 2), height: size, width: size })
+    return View.crop(view, {
+      top: roundHalfEven((height - size) / 2),
+      left: roundHalfEven((width - size) / 2),
+      height: size,
+      width: size
+    })
   }
 })
 
 /** A random `size x size` window of the picture padded by `padding` pixels on every side. */
 export const padCrop = (size: number, padding: number, outside: View.Outside = "zero"): Operation => ({
   name: "padCrop",
+  spec: { name: "padCrop", settings: [size, padding, outside] },
   run: (view, random) => {
     const { height, width } = view.window
     const top = random.below(height + 2 * padding - size + 1) - padding
@@ -138,6 +169,7 @@ export const padCrop = (size: number, padding: number, outside: View.Outside = "
 /** Left and right exchanged with a chance. */
 export const horizontalFlip = (probability = 0.5): Operation => ({
   name: "horizontalFlip",
+  spec: { name: "horizontalFlip", settings: [probability] },
   run: (view, random) => (random.unit() < probability ? View.flip(view) : view)
 })
 
@@ -147,11 +179,14 @@ export const horizontalFlip = (probability = 0.5): Operation => ({
  *
  * @source Szegedy et al., "Going Deeper with Convolutions" (2014); pytorch/vision transforms.RandomResizedCrop
  */
-export const randomResizedCrop = (size: number, options: {
-  readonly scale?: readonly [number, number]
-  readonly ratio?: readonly [number, number]
-  readonly interpolation?: Resample.Interpolation
-} = {}): Operation => {
+export const randomResizedCrop = (
+  size: number,
+  options: {
+    readonly scale?: readonly [number, number]
+    readonly ratio?: readonly [number, number]
+    readonly interpolation?: Resample.Interpolation
+  } = {}
+): Operation => {
   const [leastArea, mostArea] = options.scale ?? [0.08, 1]
   const [leastRatio, mostRatio] = options.ratio ?? [3 / 4, 4 / 3]
   const box = (height: number, width: number, random: Random): Resample.Box => {
@@ -161,16 +196,35 @@ export const randomResizedCrop = (size: number, options: {
       const boxWidth = roundHalfEven(Math.sqrt(area * ratio))
       const boxHeight = roundHalfEven(Math.sqrt(area / ratio))
       if (boxWidth > 0 && boxWidth <= width && boxHeight > 0 && boxHeight <= height) {
-        return { top: random.below(height - boxHeight + 1), left: random.below(width - boxWidth + 1), height: boxHeight, width: boxWidth }
+        return {
+          top: random.below(height - boxHeight + 1),
+          left: random.below(width - boxWidth + 1),
+          height: boxHeight,
+          width: boxWidth
+        }
       }
     }
     const ratio = width / height
     const boxWidth = ratio > mostRatio ? Math.min(width, roundHalfEven(height * mostRatio)) : width
     const boxHeight = ratio < leastRatio ? Math.min(height, roundHalfEven(width / leastRatio)) : height
-    return { top: (height - boxHeight) >> 1, left: (width - boxWidth) >> 1, height: Math.max(1, boxHeight), width: Math.max(1, boxWidth) }
+    return {
+      top: (height - boxHeight) >> 1,
+      left: (width - boxWidth) >> 1,
+      height: Math.max(1, boxHeight),
+      width: Math.max(1, boxWidth)
+    }
   }
-  return onImage("randomResizedCrop", (image, random) =>
-    Resample.resize(image, { height: size, width: size }, options.interpolation ?? "bilinear", box(image.height, image.width, random)))
+  return onImage(
+    "randomResizedCrop",
+    (image, random) =>
+      Resample.resize(
+        image,
+        { height: size, width: size },
+        options.interpolation ?? "bilinear",
+        box(image.height, image.width, random)
+      ),
+    [size, options]
+  )
 }
 
 /**
@@ -185,8 +239,9 @@ export const colorJitter = (amounts: {
   readonly saturation?: number
   readonly hue?: number
 }): Operation => {
-  const byFactor = (amount: number, change: (image: RawImage, factor: number) => RawImage) => (image: RawImage, random: Random) =>
-    amount === 0 ? image : change(image, random.between(Math.max(0, 1 - amount), 1 + amount))
+  const byFactor =
+    (amount: number, change: (image: RawImage, factor: number) => RawImage) => (image: RawImage, random: Random) =>
+      amount === 0 ? image : change(image, random.between(Math.max(0, 1 - amount), 1 + amount))
   const turn = amounts.hue ?? 0
   const changes = [
     byFactor(amounts.brightness ?? 0, Color.brightness),
@@ -194,12 +249,16 @@ export const colorJitter = (amounts: {
     byFactor(amounts.saturation ?? 0, Color.saturation),
     (image: RawImage, random: Random) => (turn === 0 ? image : Color.hue(image, random.between(-turn, turn)))
   ]
-  return onImage("colorJitter", (image, random) => {
-    const left = changes.slice()
-    let changed = image
-    while (left.length > 0) changed = left.splice(random.below(left.length), 1)[0]!(changed, random)
-    return changed
-  })
+  return onImage(
+    "colorJitter",
+    (image, random) => {
+      const left = changes.slice()
+      let changed = image
+      while (left.length > 0) changed = left.splice(random.below(left.length), 1)[0]!(changed, random)
+      return changed
+    },
+    [amounts]
+  )
 }
 
 /**
@@ -207,13 +266,16 @@ export const colorJitter = (amounts: {
  *
  * @source Zhong et al., "Random Erasing Data Augmentation" (2017); pytorch/vision transforms.RandomErasing
  */
-export const randomErasing = (options: {
-  readonly probability?: number
-  readonly area?: readonly [number, number]
-  readonly ratio?: readonly [number, number]
-  readonly fill?: "zero" | "noise"
-} = {}): FloatOperation => ({
+export const randomErasing = (
+  options: {
+    readonly probability?: number
+    readonly area?: readonly [number, number]
+    readonly ratio?: readonly [number, number]
+    readonly fill?: "zero" | "noise"
+  } = {}
+): FloatOperation => ({
   name: "randomErasing",
+  spec: { name: "randomErasing", settings: [options] },
   run: (pixels, at, { channels, height, width }, random) => {
     if (random.unit() >= (options.probability ?? 0.25)) return
     const [leastArea, mostArea] = options.area ?? [0.02, 1 / 3]
@@ -228,7 +290,8 @@ export const randomErasing = (options: {
       const left = random.below(width - boxWidth + 1)
       for (let row = top; row < top + boxHeight; row++) {
         const start = at + (row * width + left) * channels
-        for (let i = start; i < start + boxWidth * channels; i++) pixels[i] = options.fill === "noise" ? random.normal() : 0
+        for (let i = start; i < start + boxWidth * channels; i++)
+          pixels[i] = options.fill === "noise" ? random.normal() : 0
       }
       return
     }

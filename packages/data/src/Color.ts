@@ -28,7 +28,10 @@ const lumaAt = (image: Image.RawImage, pixel: number): number => {
 
 /** Factor 0 is black, 1 the image itself. */
 export const brightness = (image: Image.RawImage, factor: number): Image.RawImage =>
-  throughTable(image, tableOf((value) => blend(0, value, factor)))
+  throughTable(
+    image,
+    tableOf((value) => blend(0, value, factor))
+  )
 
 /** Factor 0 is the mean luma everywhere, 1 the image itself. */
 export const contrast = (image: Image.RawImage, factor: number): Image.RawImage => {
@@ -36,7 +39,10 @@ export const contrast = (image: Image.RawImage, factor: number): Image.RawImage 
   let sum = 0
   for (let pixel = 0; pixel < pixels; pixel++) sum += lumaAt(image, pixel)
   const mean = Math.trunc(sum / pixels + 0.5)
-  return throughTable(image, tableOf((value) => blend(mean, value, factor)))
+  return throughTable(
+    image,
+    tableOf((value) => blend(mean, value, factor))
+  )
 }
 
 /** Factor 0 is gray, 1 the image itself. */
@@ -58,7 +64,8 @@ export const sharpness = (image: Image.RawImage, factor: number): Image.RawImage
   for (let row = 1; row < height - 1; row++) {
     for (let at = row * line + channels; at < (row + 1) * line - channels; at++) {
       let sum = 4 * data[at]!
-      for (let up = -line; up <= line; up += line) sum += data[at + up - channels]! + data[at + up]! + data[at + up + channels]!
+      for (let up = -line; up <= line; up += line)
+        sum += data[at + up - channels]! + data[at + up]! + data[at + up + channels]!
       out[at] = blend(Math.trunc(sum / 13 + 0.5), data[at]!, factor)
     }
   }
@@ -105,17 +112,27 @@ const writeHsv = (out: Uint8Array, at: number, hueByte: number, saturationByte: 
 }
 
 /** The negative. */
-export const invert = (image: Image.RawImage): Image.RawImage => throughTable(image, tableOf((value) => 255 - value))
+export const invert = (image: Image.RawImage): Image.RawImage =>
+  throughTable(
+    image,
+    tableOf((value) => 255 - value)
+  )
 
 /** Keeps the highest `bits` bits, 0 to 8. */
 export const posterize = (image: Image.RawImage, bits: number): Image.RawImage => {
   const mask = ~(2 ** (8 - bits) - 1) & 255
-  return throughTable(image, tableOf((value) => value & mask))
+  return throughTable(
+    image,
+    tableOf((value) => value & mask)
+  )
 }
 
 /** Inverts levels from `threshold` on. */
 export const solarize = (image: Image.RawImage, threshold: number): Image.RawImage =>
-  throughTable(image, tableOf((value) => (value < threshold ? value : 255 - value)))
+  throughTable(
+    image,
+    tableOf((value) => (value < threshold ? value : 255 - value))
+  )
 
 /** One table per channel, made from the channel's histogram. */
 const byHistogram = (image: Image.RawImage, make: (histogram: Uint32Array) => Uint8Array | null): Image.RawImage => {
@@ -160,7 +177,10 @@ export const equalize = (image: Image.RawImage): Image.RawImage =>
  * Every target pixel `(x, y)` takes the source pixel below `(a x + b y + c, d x + e y + f)`, nearest, black outside:
  * Pillow's affine transform. `matrix` is `[a, b, c, d, e, f]`; coordinates are of pixel centres.
  */
-export const affine = (image: Image.RawImage, matrix: readonly [number, number, number, number, number, number]): Image.RawImage => {
+export const affine = (
+  image: Image.RawImage,
+  matrix: readonly [number, number, number, number, number, number]
+): Image.RawImage => {
   const [a, b, c, d, e, f] = matrix
   const { channels, data, height, width } = image
   const out = new Uint8Array(data.length)

@@ -30,7 +30,9 @@ export const splitName = (name: string): { readonly base: string; readonly exten
  * Groups consecutive members of equal base name into samples. Hidden files and files without a base name are left
  * out; a base name that comes back later is a new sample.
  */
-export const group = (members: Iterable<Member>): ReadonlyArray<{ readonly base: string; readonly components: SampleEntry }> => {
+export const group = (
+  members: Iterable<Member>
+): ReadonlyArray<{ readonly base: string; readonly components: SampleEntry }> => {
   const samples: Array<{ readonly base: string; readonly components: Array<Component> }> = []
   for (const member of members) {
     const { base, extension } = splitName(member.name)
@@ -53,11 +55,19 @@ export const write = (file: string, members: Iterable<Member>): Effect.Effect<st
   if (samples.length === 0) return invalid("Webdataset Tar File empty")
   for (const sample of samples) {
     for (const { extension, name } of sample.components) {
-      if (/\s/.test(name ?? "")) return invalid(`the name ${JSON.stringify(name)} contains a space, which separates fields in an index; rename it`)
-      if (extension === "") return invalid(`the name ${JSON.stringify(name)} has no extension, and an index needs one; rename it or leave it out`)
+      if (/\s/.test(name ?? ""))
+        return invalid(
+          `the name ${JSON.stringify(name)} contains a space, which separates fields in an index; rename it`
+        )
+      if (extension === "")
+        return invalid(
+          `the name ${JSON.stringify(name)} has no extension, and an index needs one; rename it or leave it out`
+        )
     }
   }
-  const lines = samples.map((sample) => sample.components.map((one) => `${one.extension} ${one.offset} ${one.size} ${one.name}`).join(" "))
+  const lines = samples.map((sample) =>
+    sample.components.map((one) => `${one.extension} ${one.offset} ${one.size} ${one.name}`).join(" ")
+  )
   return Effect.succeed([`v1.2 ${samples.length}`, ...lines, ""].join("\n"))
 }
 
@@ -81,11 +91,18 @@ export const read = (file: string, content: string): Effect.Effect<ReadonlyArray
       const size = wholeNumber(fields[at + 2])
       const name = fieldCount === 4 ? fields[at + 3] : null
       if (offset === null || size === null || name === undefined) {
-        return invalid(line, fieldCount === 4
-          ? "Could not find all necessary component parameters (offset, size or filename). Every record in the index file should look like: `<ext> <offset> <size> <filename>`."
-          : "Could not find all necessary component parameters (offset or size). Every record in the index file should look like: `<ext> <offset> <size>`.")
+        return invalid(
+          line,
+          fieldCount === 4
+            ? "Could not find all necessary component parameters (offset, size or filename). Every record in the index file should look like: `<ext> <offset> <size> <filename>`."
+            : "Could not find all necessary component parameters (offset or size). Every record in the index file should look like: `<ext> <offset> <size>`."
+        )
       }
-      if (offset % 512 !== 0) return invalid(line, "tar offset is not a multiple of tar block size (512), perhaps the size value is exported before offset?")
+      if (offset % 512 !== 0)
+        return invalid(
+          line,
+          "tar offset is not a multiple of tar block size (512), perhaps the size value is exported before offset?"
+        )
       components.push({ extension: fields[at]!, offset, size, name })
     }
     if (components.length === 0) return invalid(line, "no extensions provided for the sample")
@@ -95,7 +112,11 @@ export const read = (file: string, content: string): Effect.Effect<ReadonlyArray
 }
 
 /** Compares an index with the size of its archive. Fails with `IndexInvalid` for a component that starts or ends outside. */
-export const checkBounds = (file: string, samples: ReadonlyArray<SampleEntry>, archiveBytes: number): Effect.Effect<void, DataError> => {
+export const checkBounds = (
+  file: string,
+  samples: ReadonlyArray<SampleEntry>,
+  archiveBytes: number
+): Effect.Effect<void, DataError> => {
   for (const [at, sample] of samples.entries()) {
     for (const component of sample) {
       if (component.offset + component.size > archiveBytes || component.offset >= archiveBytes) {
@@ -107,14 +128,20 @@ export const checkBounds = (file: string, samples: ReadonlyArray<SampleEntry>, a
 }
 
 /** Pairs archives with index files. An empty list of index files means none; otherwise there must be one each (`BadRequest`). */
-export const checkCounts = (archives: ReadonlyArray<string>, indexes: ReadonlyArray<string>): Effect.Effect<void, DataError> =>
+export const checkCounts = (
+  archives: ReadonlyArray<string>,
+  indexes: ReadonlyArray<string>
+): Effect.Effect<void, DataError> =>
   indexes.length === 0 || indexes.length === archives.length
     ? Effect.void
-    : fail(new BadRequest({
-        what: "The number of index files",
-        found: `${indexes.length} for ${archives.length} archives`,
-        expected: "none, or one each: The number of index files, if any, must match the number of archives in the dataset"
-      }))
+    : fail(
+        new BadRequest({
+          what: "The number of index files",
+          found: `${indexes.length} for ${archives.length} archives`,
+          expected:
+            "none, or one each: The number of index files, if any, must match the number of archives in the dataset"
+        })
+      )
 
 /** What to do with a sample that lacks a component. `empty` gives no bytes for it. */
 export type MissingBehaviour = "empty" | "skip" | "error"
@@ -124,15 +151,18 @@ export const missingBehaviour = (word: string): Effect.Effect<MissingBehaviour, 
   const lower = word.toLowerCase()
   if (lower === "") return Effect.succeed("empty")
   if (lower === "skip" || lower === "error" || lower === "empty") return Effect.succeed(lower)
-  return fail(new BadRequest({
-    what: "missing_component_behavior",
-    found: `Invalid value for missing_component_behavior '${word}'`,
-    expected: "possible values are: skip, error, empty"
-  }))
+  return fail(
+    new BadRequest({
+      what: "missing_component_behavior",
+      found: `Invalid value for missing_component_behavior '${word}'`,
+      expected: "possible values are: skip, error, empty"
+    })
+  )
 }
 
 /** The default place of an archive's index: the name cut at the first dot after the last slash, with ".idx". */
 export const defaultPath = (archive: string): string => `${splitName(archive).base}.idx`
 
 const words = (line: string): ReadonlyArray<string> => line.split(/\s+/).filter((word) => word !== "")
-const wholeNumber = (word: string | undefined): number | null => (word !== undefined && /^-?\d+$/.test(word) ? Number(word) : null)
+const wholeNumber = (word: string | undefined): number | null =>
+  word !== undefined && /^-?\d+$/.test(word) ? Number(word) : null

@@ -25,7 +25,13 @@ export const decode = (sample: ImageSample, options: DecodeOptions): Effect.Effe
   return Effect.tryPromise({
     try: () => pixels(image.bytes, options),
     catch: (cause) =>
-      new DataError({ reason: new DecodeFailed({ file: sample.origin, key: sample.key, found: `${textOf(cause).trim()} (${image.bytes.length} bytes)` }) })
+      new DataError({
+        reason: new DecodeFailed({
+          file: sample.origin,
+          key: sample.key,
+          found: `${textOf(cause).trim()} (${image.bytes.length} bytes)`
+        })
+      })
   })
 }
 
@@ -36,9 +42,14 @@ const pixels = async (bytes: Uint8Array, options: DecodeOptions): Promise<Image.
   const isCmyk = jpegComponents(bytes) === 4
   const picture = isCmyk
     ? upright(sharp(bytes, input)).pipelineColourspace("cmyk").toColourspace("cmyk")
-    : upright(sharp(bytes, input)).flatten({ background: { r: red, g: green, b: blue } }).toColourspace("srgb")
+    : upright(sharp(bytes, input))
+        .flatten({ background: { r: red, g: green, b: blue } })
+        .toColourspace("srgb")
   const { data, info } = await picture.raw({ depth: "uchar" }).toBuffer({ resolveWithObject: true })
-  return Image.toChannels(isCmyk ? fromCmyk(info.height, info.width, data) : narrowed(info.height, info.width, info.channels, data), options.channels)
+  return Image.toChannels(
+    isCmyk ? fromCmyk(info.height, info.width, data) : narrowed(info.height, info.width, info.channels, data),
+    options.channels
+  )
 }
 
 /** Components in a JPEG's frame header (1 gray, 3 colour, 4 CMYK), or 0 for anything else; far cheaper than asking the decoder. */
@@ -60,7 +71,8 @@ const narrowed = (height: number, width: number, found: number, data: Uint8Array
   const channels = found === 2 ? 1 : 3
   const out = new Uint8Array(height * width * channels)
   for (let pixel = 0; pixel < height * width; pixel++) {
-    for (let channel = 0; channel < channels; channel++) out[pixel * channels + channel] = data[pixel * found + channel]!
+    for (let channel = 0; channel < channels; channel++)
+      out[pixel * channels + channel] = data[pixel * found + channel]!
   }
   return Image.raw(height, width, channels, out)
 }

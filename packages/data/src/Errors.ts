@@ -56,7 +56,10 @@ export class LabelOutOfRange extends Schema.TaggedError<LabelOutOfRange>()("Labe
   classes: Schema.NullOr(Schema.Int)
 }) {
   override get message() {
-    const legal = this.classes === null ? "a whole number from 0" : `a whole number from 0 to ${this.classes - 1} (${this.classes} classes)`
+    const legal =
+      this.classes === null
+        ? "a whole number from 0"
+        : `a whole number from 0 to ${this.classes - 1} (${this.classes} classes)`
     return `${this.file}: sample "${this.key}" has label ${JSON.stringify(this.label)}; expected ${legal}`
   }
 }
@@ -129,6 +132,16 @@ export class BadRequest extends Schema.TaggedError<BadRequest>()("BadRequest", {
   }
 }
 
+/** A worker thread died or could not be started. */
+export class WorkerFailed extends Schema.TaggedError<WorkerFailed>()("WorkerFailed", {
+  worker: Schema.String,
+  found: Schema.String
+}) {
+  override get message() {
+    return `worker thread ${this.worker} failed: ${this.found}; the run cannot go on with it (without threads: Augmenter.layerNative)`
+  }
+}
+
 export const Reason = Schema.Union([
   ShardUnavailable,
   TarCorrupt,
@@ -140,7 +153,8 @@ export const Reason = Schema.Union([
   IndexInvalid,
   CursorMismatch,
   ShapeMismatch,
-  BadRequest
+  BadRequest,
+  WorkerFailed
 ])
 export type Reason = typeof Reason.Type
 
@@ -161,7 +175,8 @@ export const textOf = (cause: unknown): string => (cause instanceof Error ? caus
 export const reading = <A>(file: string, expected: string, run: () => Promise<A>): Effect.Effect<A, DataError> =>
   Effect.tryPromise({
     try: run,
-    catch: (cause) => new DataError({ reason: new ShardUnavailable({ file, expected, found: describeSystemError(cause) }) })
+    catch: (cause) =>
+      new DataError({ reason: new ShardUnavailable({ file, expected, found: describeSystemError(cause) }) })
   })
 
 const describeSystemError = (cause: unknown): string => {

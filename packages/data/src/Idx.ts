@@ -25,11 +25,13 @@ export const open = (folder: string, split: "train" | "test"): Effect.Effect<Sou
     const labels = yield* load(folder, `${stems[split]}-labels-idx1-ubyte`, 0x801, 1)
     const [count, height, width] = images.sizes as [number, number, number]
     if (labels.sizes[0] !== count) {
-      return yield* fail(new IndexInvalid({
-        file: labels.file,
-        line: null,
-        details: `holds ${labels.sizes[0]} labels, but ${images.file} holds ${count} images; both must belong to one set`
-      }))
+      return yield* fail(
+        new IndexInvalid({
+          file: labels.file,
+          line: null,
+          details: `holds ${labels.sizes[0]} labels, but ${images.file} holds ${count} images; both must belong to one set`
+        })
+      )
     }
     const pixels = height * width
     const largest = labels.data.reduce((most, label) => Math.max(most, label), 0)
@@ -59,20 +61,30 @@ const load = (folder: string, stem: string, magic: number, rank: number): Effect
     const file = yield* find(folder, stem)
     const invalid = (details: string) => fail(new IndexInvalid({ file, line: null, details }))
     const stored = yield* reading(file, "an idx file", () => readFile(file))
-    const bytes = stored[0] === 0x1f && stored[1] === 0x8b
-      ? yield* Effect.try({
-          try: () => gunzipSync(stored),
-          catch: (cause) => new DataError({ reason: new IndexInvalid({ file, line: null, details: `does not unpack as gzip: ${textOf(cause)}` }) })
-        })
-      : stored
+    const bytes =
+      stored[0] === 0x1f && stored[1] === 0x8b
+        ? yield* Effect.try({
+            try: () => gunzipSync(stored),
+            catch: (cause) =>
+              new DataError({
+                reason: new IndexInvalid({ file, line: null, details: `does not unpack as gzip: ${textOf(cause)}` })
+              })
+          })
+        : stored
     const headerBytes = 4 + 4 * rank
-    if (bytes.length < headerBytes) return yield* invalid(`has ${bytes.length} bytes; expected an idx header of ${headerBytes}`)
+    if (bytes.length < headerBytes)
+      return yield* invalid(`has ${bytes.length} bytes; expected an idx header of ${headerBytes}`)
     const found = bytes.readUInt32BE(0)
-    if (found !== magic) return yield* invalid(`has magic number ${hexadecimal(found)}; expected ${hexadecimal(magic)} (${rank === 3 ? "unsigned byte images" : "unsigned byte labels"})`)
+    if (found !== magic)
+      return yield* invalid(
+        `has magic number ${hexadecimal(found)}; expected ${hexadecimal(magic)} (${rank === 3 ? "unsigned byte images" : "unsigned byte labels"})`
+      )
     const sizes = Array.from({ length: rank }, (_, axis) => bytes.readUInt32BE(4 + 4 * axis))
     const expected = sizes.reduce((product, size) => product * size, 1)
     if (bytes.length !== headerBytes + expected) {
-      return yield* invalid(`declares ${sizes.join(" x ")} = ${expected} bytes of data and holds ${bytes.length - headerBytes}`)
+      return yield* invalid(
+        `declares ${sizes.join(" x ")} = ${expected} bytes of data and holds ${bytes.length - headerBytes}`
+      )
     }
     return { file, sizes, data: new Uint8Array(bytes.buffer, bytes.byteOffset + headerBytes, expected) }
   })
@@ -84,8 +96,19 @@ const find = (folder: string, stem: string): Effect.Effect<string, DataError> =>
     const dotted = stem.replace("-idx", ".idx")
     for (const name of [stem, `${stem}.gz`, join("data", stem), join("data", `${stem}.gz`), dotted, `${dotted}.gz`]) {
       const file = join(folder, name)
-      const exists = yield* Effect.promise(() => stat(file).then((found) => found.isFile(), () => false))
+      const exists = yield* Effect.promise(() =>
+        stat(file).then(
+          (found) => found.isFile(),
+          () => false
+        )
+      )
       if (exists) return file
     }
-    return yield* fail(new ShardUnavailable({ file: join(folder, stem), expected: `an idx file of this name, plain or with .gz, in ${folder} or its data folder`, found: "no such file" }))
+    return yield* fail(
+      new ShardUnavailable({
+        file: join(folder, stem),
+        expected: `an idx file of this name, plain or with .gz, in ${folder} or its data folder`,
+        found: "no such file"
+      })
+    )
   })

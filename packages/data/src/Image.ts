@@ -26,8 +26,11 @@ export const raw = (height: number, width: number, channels: 1 | 3, data: Uint8A
 export const encoded = (bytes: Uint8Array): EncodedImage => ({ _tag: "Encoded", bytes })
 
 /** `height x width x channels`, for messages. */
-export const shapeText = (image: { readonly height: number; readonly width: number; readonly channels: number }): string =>
-  `${image.height}x${image.width}x${image.channels}`
+export const shapeText = (image: {
+  readonly height: number
+  readonly width: number
+  readonly channels: number
+}): string => `${image.height}x${image.width}x${image.channels}`
 
 /** ITU-R 601-2 luma of one pixel, in Pillow's fixed point. */
 export const luma = (red: number, green: number, blue: number): number =>

@@ -24,20 +24,36 @@ export const open = (folder: string, options: FolderOptions = {}): Effect.Effect
   Effect.gen(function* () {
     for (const what of ["classesFraction", "perClassFraction"] as const) {
       const fraction = options[what] ?? 1
-      if (!(fraction > 0 && fraction <= 1)) return yield* fail(new BadRequest({ what, found: String(fraction), expected: "a number above 0 and at most 1" }))
+      if (!(fraction > 0 && fraction <= 1))
+        return yield* fail(
+          new BadRequest({ what, found: String(fraction), expected: "a number above 0 and at most 1" })
+        )
     }
-    const found = yield* reading(folder, "a folder with one subfolder per class", () => readdir(folder, { withFileTypes: true }))
+    const found = yield* reading(folder, "a folder with one subfolder per class", () =>
+      readdir(folder, { withFileTypes: true })
+    )
     const all = sorted(found.filter((one) => one.isDirectory() && !one.name.startsWith(".")).map((one) => one.name))
     const classes = firstPart(all, options.classesFraction ?? 1)
-    const perClass = yield* Effect.forEach(classes, (name, label) =>
-      Effect.map(
-        reading(join(folder, name), "a folder of images", () => readdir(join(folder, name), { recursive: true })),
-        (files) => firstPart(sorted(files.filter((file) => imageName.test(file))), options.perClassFraction ?? 1)
-          .map((file) => ({ key: join(name, file), label }))
-      ), { concurrency: 8 })
+    const perClass = yield* Effect.forEach(
+      classes,
+      (name, label) =>
+        Effect.map(
+          reading(join(folder, name), "a folder of images", () => readdir(join(folder, name), { recursive: true })),
+          (files) =>
+            firstPart(sorted(files.filter((file) => imageName.test(file))), options.perClassFraction ?? 1).map(
+              (file) => ({ key: join(name, file), label })
+            )
+        ),
+      { concurrency: 8 }
+    )
     const samples = perClass.flat()
     if (samples.length === 0) {
-      return yield* fail(new EmptySource({ source: `folder:${folder}`, expected: `one subfolder of images per class (${all.length} subfolders found)` }))
+      return yield* fail(
+        new EmptySource({
+          source: `folder:${folder}`,
+          expected: `one subfolder of images per class (${all.length} subfolders found)`
+        })
+      )
     }
     return {
       name: `folder:${folder}`,
@@ -47,10 +63,15 @@ export const open = (folder: string, options: FolderOptions = {}): Effect.Effect
       get: (index) => {
         const { key, label } = samples[index]!
         const file = join(folder, key)
-        return Effect.map(reading(file, "an image", () => readFile(file)), (bytes) => ({ key, origin: file, image: Image.encoded(bytes), label }))
+        return Effect.map(
+          reading(file, "an image", () => readFile(file)),
+          (bytes) => ({ key, origin: file, image: Image.encoded(bytes), label })
+        )
       }
     }
   })
 
-const sorted = (names: ReadonlyArray<string>): ReadonlyArray<string> => names.toSorted((a, b) => (a < b ? -1 : a > b ? 1 : 0))
-const firstPart = <A>(list: ReadonlyArray<A>, fraction: number): ReadonlyArray<A> => list.slice(0, Math.ceil(list.length * fraction))
+const sorted = (names: ReadonlyArray<string>): ReadonlyArray<string> =>
+  names.toSorted((a, b) => (a < b ? -1 : a > b ? 1 : 0))
+const firstPart = <A>(list: ReadonlyArray<A>, fraction: number): ReadonlyArray<A> =>
+  list.slice(0, Math.ceil(list.length * fraction))

@@ -126,14 +126,27 @@ export const make = (options: LoaderOptions): Effect.Effect<DataSource, DataErro
   Effect.gen(function* () {
     const { batchSize, pipeline, seed, source, train } = options
     const rank = options.rank ?? { index: 0, count: 1 }
-    const bad = (what: string, found: number, expected: string) => fail(new BadRequest({ what, found: String(found), expected }))
-    if (!(Number.isInteger(batchSize) && batchSize > 0)) return yield* bad("batchSize", batchSize, "a whole number above 0")
-    if (batchSize % rank.count !== 0) return yield* bad("batchSize", batchSize, `a multiple of the number of ranks, ${rank.count}`)
+    const bad = (what: string, found: number, expected: string) =>
+      fail(new BadRequest({ what, found: String(found), expected }))
+    if (!(Number.isInteger(batchSize) && batchSize > 0))
+      return yield* bad("batchSize", batchSize, "a whole number above 0")
+    if (batchSize % rank.count !== 0)
+      return yield* bad("batchSize", batchSize, `a multiple of the number of ranks, ${rank.count}`)
     if (train && source.count < batchSize) {
-      return yield* bad("batchSize", batchSize, `at most ${source.count}, the number of samples of ${source.name}, since training leaves incomplete batches out`)
+      return yield* bad(
+        "batchSize",
+        batchSize,
+        `at most ${source.count}, the number of samples of ${source.name}, since training leaves incomplete batches out`
+      )
     }
     if (!train && options.mix !== undefined) {
-      return yield* fail(new BadRequest({ what: "mix", found: `"${options.mix.name}" for evaluation`, expected: "none, or train: true: only training batches are mixed" }))
+      return yield* fail(
+        new BadRequest({
+          what: "mix",
+          found: `"${options.mix.name}" for evaluation`,
+          expected: "none, or train: true: only training batches are mixed"
+        })
+      )
     }
     const augmenter = yield* Augmenter
     const load = sampleLoader(options)
@@ -148,21 +161,26 @@ export const make = (options: LoaderOptions): Effect.Effect<DataSource, DataErro
       channels: pipeline.channels,
       classes: source.classes,
       batches: (from) =>
-        Stream.unwrap(Effect.map(Cursor.check(from, source, seed), (cursor) => {
-          let skipped = 0
-          const step = next()
-          return Stream.unfold(cursor, (at) => Effect.sync(() => step(at))).pipe(
-            Stream.mapEffect((plan) => loadAll(plan, load, options)),
-            Stream.buffer({ capacity: 1 }), // the next batch decodes on libuv's threads while this one is augmented
-            Stream.mapEffect((loads) => {
-              skipped += loads.skipped
-              return collate(loads, options, augmenter)
-            }),
-            Stream.buffer({ capacity: options.prefetch ?? 2 }),
-            Stream.ensuring(Effect.suspend(() =>
-              skipped === 0 ? Effect.void : Effect.logWarning(`${source.name}: ${skipped} bad samples skipped`)))
-          )
-        }))
+        Stream.unwrap(
+          Effect.map(Cursor.check(from, source, seed), (cursor) => {
+            let skipped = 0
+            const step = next()
+            return Stream.unfold(cursor, (at) => Effect.sync(() => step(at))).pipe(
+              Stream.mapEffect((plan) => loadAll(plan, load, options)),
+              Stream.buffer({ capacity: 1 }), // the next batch decodes on libuv's threads while this one is augmented
+              Stream.mapEffect((loads) => {
+                skipped += loads.skipped
+                return collate(loads, options, augmenter)
+              }),
+              Stream.buffer({ capacity: options.prefetch ?? 2 }),
+              Stream.ensuring(
+                Effect.suspend(() =>
+                  skipped === 0 ? Effect.void : Effect.logWarning(`${source.name}: ${skipped} bad samples skipped`)
+                )
+              )
+            )
+          })
+        )
     }
   })
 
@@ -224,16 +242,25 @@ const sampleLoader = (options: LoaderOptions): SampleLoader => {
   return { cached: (index) => cache[index], load }
 }
 
-const checkLabel = (sample: ImageSample, required: boolean, classCount: number | null): Effect.Effect<void, DataError> => {
-  if (sample.label === null) return required ? fail(new LabelMissing({ file: sample.origin, key: sample.key })) : Effect.void
+const checkLabel = (
+  sample: ImageSample,
+  required: boolean,
+  classCount: number | null
+): Effect.Effect<void, DataError> => {
+  if (sample.label === null)
+    return required ? fail(new LabelMissing({ file: sample.origin, key: sample.key })) : Effect.void
   return classCount !== null && sample.label >= classCount
-    ? fail(new LabelOutOfRange({ file: sample.origin, key: sample.key, label: String(sample.label), classes: classCount }))
+    ? fail(
+        new LabelOutOfRange({ file: sample.origin, key: sample.key, label: String(sample.label), classes: classCount })
+      )
     : Effect.void
 }
 
 /** Whether an error is about one sample only, so that leaving the sample out makes sense. */
 const isAboutOneSample = (error: DataError): boolean =>
-  error.reason._tag === "DecodeFailed" || error.reason._tag === "LabelOutOfRange" || error.reason._tag === "LabelMissing"
+  error.reason._tag === "DecodeFailed" ||
+  error.reason._tag === "LabelOutOfRange" ||
+  error.reason._tag === "LabelMissing"
 
 /** Bad samples in a row before giving up: beyond this the data are wrong, not a sample. */
 const replacementsCount = 100
@@ -248,10 +275,16 @@ const loadAll = (plan: Plan, loader: SampleLoader, options: LoaderOptions): Effe
       if (options.onBadSample !== "skip") return loaded
       return Effect.catchIf(loaded, isAboutOneSample, (error) => {
         skipped += 1
-        return options.train ? replacement(position + 1, Math.min(replacementsCount, order.count - 1), error) : Effect.succeed(null)
+        return options.train
+          ? replacement(position + 1, Math.min(replacementsCount, order.count - 1), error)
+          : Effect.succeed(null)
       })
     }
-    const replacement = (position: number, left: number, error: DataError): Effect.Effect<Loads["rows"][number], DataError> => {
+    const replacement = (
+      position: number,
+      left: number,
+      error: DataError
+    ): Effect.Effect<Loads["rows"][number], DataError> => {
       if (left <= 0) return Effect.fail(error)
       const index = order.at(position % order.count)
       return Effect.catchIf(
@@ -265,21 +298,31 @@ const loadAll = (plan: Plan, loader: SampleLoader, options: LoaderOptions): Effe
       const loaded = position === null ? undefined : loader.cached(index)
       return loaded === undefined ? null : { index, loaded }
     })
-    const wanted = positions.flatMap((position, at) => (position !== null && rows[at] === null ? [{ at, position }] : []))
-    yield* Effect.forEach(wanted, ({ at, position }) =>
-      Effect.map(row(position), (found) => {
-        rows[at] = found
-      }), { concurrency: options.decodeConcurrency ?? 4, discard: true })
+    const wanted = positions.flatMap((position, at) =>
+      position !== null && rows[at] === null ? [{ at, position }] : []
+    )
+    yield* Effect.forEach(
+      wanted,
+      ({ at, position }) =>
+        Effect.map(row(position), (found) => {
+          rows[at] = found
+        }),
+      { concurrency: options.decodeConcurrency ?? 4, discard: true }
+    )
     return { plan, rows, skipped }
   })
 
-const collate = (loads: Loads, options: LoaderOptions, augmenter: Augmenter["Service"]): Effect.Effect<Batch, DataError> =>
+const collate = (
+  loads: Loads,
+  options: LoaderOptions,
+  augmenter: Augmenter["Service"]
+): Effect.Effect<Batch, DataError> =>
   Effect.gen(function* () {
     const { pipeline, seed } = options
     const { plan, rows } = loads
     const size = rows.length
     const pixels = pipeline.height * pipeline.width * pipeline.channels
-    const images = new Float32Array(size * pixels)
+    const images = augmenter.allocate(size * pixels)
     const filled = rows.flatMap((row, at) => (row === null ? [] : [{ ...row, at }]))
     const requests = filled.map(({ index, loaded }): Request => ({
       image: loaded.image,
@@ -313,7 +356,13 @@ const collate = (loads: Loads, options: LoaderOptions, augmenter: Augmenter["Ser
     }
   })
 
-const mixed = (images: Float32Array, labels: Int32Array, plan: Plan, mix: Mix.Mix, options: LoaderOptions): Float32Array => {
+const mixed = (
+  images: Float32Array,
+  labels: Int32Array,
+  plan: Plan,
+  mix: Mix.Mix,
+  options: LoaderOptions
+): Float32Array => {
   const random = Random.make(Random.purposes.mix, options.seed, plan.epoch, plan.position)
   return Mix.softLabels(labels, mix.run(images, labels.length, options.pipeline, random), mix)
 }

@@ -46,43 +46,62 @@ export const make = (options: ShardOptions): Effect.Effect<ReadonlyArray<string>
     }
     if (source.classes !== null) {
       const names = `${source.classes.join("\n")}\n`
-      yield* reading(join(folder, "classes.txt"), "a file that can be written", () => writeFile(join(folder, "classes.txt"), names))
+      yield* reading(join(folder, "classes.txt"), "a file that can be written", () =>
+        writeFile(join(folder, "classes.txt"), names)
+      )
     }
     return written
   })
 
 /** One shard from `start` on; gives the position after it. */
-const writeShard = (file: string, options: ShardOptions, order: Order.Order, start: number): Effect.Effect<number, DataError> =>
-  Effect.scoped(Effect.gen(function* () {
-    const partial = `${file}.partial`
-    const archive = tar.pack()
-    const finished = pipeline(archive, createWriteStream(partial))
-    finished.catch(() => undefined) // observed below
-    yield* Effect.addFinalizer(() => Effect.promise(() => {
-      archive.destroy()
-      return rm(partial, { force: true })
-    }))
-    let position = start
-    let bytes = 0
-    while (position < order.count && position - start < (options.maxCount ?? 100_000) && bytes < (options.maxBytes ?? 3e8)) {
-      const index = order.at(position)
-      const sample = yield* options.source.get(index)
-      const key = options.keys === "stem" ? basename(splitName(sample.key).base) : String(index).padStart(7, "0")
-      for (const [extension, content] of yield* members(sample)) {
-        yield* reading(file, "a file that can be written", () =>
-          Promise.race([finished, new Promise<void>((resolve, reject) => {
-            const header = { name: `${key}.${extension}`, size: content.length, mode: 0o444, mtime: new Date(0) }
-            archive.entry(header, content, (error) => (error ? reject(error) : resolve()))
-          })]))
-        bytes += content.length
+const writeShard = (
+  file: string,
+  options: ShardOptions,
+  order: Order.Order,
+  start: number
+): Effect.Effect<number, DataError> =>
+  Effect.scoped(
+    Effect.gen(function* () {
+      const partial = `${file}.partial`
+      const archive = tar.pack()
+      const finished = pipeline(archive, createWriteStream(partial))
+      finished.catch(() => undefined) // observed below
+      yield* Effect.addFinalizer(() =>
+        Effect.promise(() => {
+          archive.destroy()
+          return rm(partial, { force: true })
+        })
+      )
+      let position = start
+      let bytes = 0
+      while (
+        position < order.count &&
+        position - start < (options.maxCount ?? 100_000) &&
+        bytes < (options.maxBytes ?? 3e8)
+      ) {
+        const index = order.at(position)
+        const sample = yield* options.source.get(index)
+        const key = options.keys === "stem" ? basename(splitName(sample.key).base) : String(index).padStart(7, "0")
+        for (const [extension, content] of yield* members(sample)) {
+          yield* reading(file, "a file that can be written", () =>
+            Promise.race([
+              finished,
+              new Promise<void>((resolve, reject) => {
+                const header = { name: `${key}.${extension}`, size: content.length, mode: 0o444, mtime: new Date(0) }
+                archive.entry(header, content, (error) => (error ? reject(error) : resolve()))
+              })
+            ])
+          )
+          bytes += content.length
+        }
+        position += 1
       }
-      position += 1
-    }
-    archive.finalize()
-    yield* reading(file, "a file that can be written", () => finished)
-    yield* reading(file, "a file that can be written", () => rename(partial, file))
-    return position
-  }))
+      archive.finalize()
+      yield* reading(file, "a file that can be written", () => finished)
+      yield* reading(file, "a file that can be written", () => rename(partial, file))
+      return position
+    })
+  )
 
 const members = (sample: ImageSample): Effect.Effect<ReadonlyArray<readonly [string, Buffer]>, DataError> =>
   Effect.map(imageFile(sample), (image) => {
@@ -96,12 +115,21 @@ const members = (sample: ImageSample): Effect.Effect<ReadonlyArray<readonly [str
 const imageFile = ({ image, origin }: ImageSample): Effect.Effect<readonly [string, Buffer], DataError> => {
   if (image._tag === "Encoded") {
     const bytes = Buffer.from(image.bytes.buffer, image.bytes.byteOffset, image.bytes.length)
-    const kind = bytes[0] === 0xff ? "jpg" : bytes[0] === 0x89 ? "png" : bytes.subarray(8, 12).toString("latin1") === "WEBP" ? "webp" : "jpg"
+    const kind =
+      bytes[0] === 0xff
+        ? "jpg"
+        : bytes[0] === 0x89
+          ? "png"
+          : bytes.subarray(8, 12).toString("latin1") === "WEBP"
+            ? "webp"
+            : "jpg"
     return Effect.succeed([kind, bytes])
   }
   const { channels, height, width } = image
   return Effect.map(
-    reading(origin, "pixels that can be encoded", () => sharp(image.data, { raw: { width, height, channels } }).png().toBuffer()),
+    reading(origin, "pixels that can be encoded", () =>
+      sharp(image.data, { raw: { width, height, channels } }).png().toBuffer()
+    ),
     (bytes) => ["png", bytes] as const
   )
 }

@@ -75,7 +75,12 @@ export const either = (first: Mix, second: Mix, chance = 0.5): Mix => ({
 })
 
 /** Only smooths the labels. */
-export const labelSmoothing = (classCount: number, smoothing: number): Mix => ({ name: "labelSmoothing", classCount, smoothing, run: () => 1 })
+export const labelSmoothing = (classCount: number, smoothing: number): Mix => ({
+  name: "labelSmoothing",
+  classCount,
+  smoothing,
+  run: () => 1
+})
 
 type Change = (images: Float32Array, rows: number, shape: PixelShape, part: number, random: Random.Random) => number
 
@@ -95,7 +100,11 @@ const eachPair = (rows: number, size: number, visit: (first: number, second: num
 }
 
 /** `[batch, classes]`: each row's own label with weight `part`, its neighbour's with the rest, then smoothed. Rows sum to 1. */
-export const softLabels = (labels: Int32Array, part: number, mix: { readonly classCount: number; readonly smoothing: number }): Float32Array => {
+export const softLabels = (
+  labels: Int32Array,
+  part: number,
+  mix: { readonly classCount: number; readonly smoothing: number }
+): Float32Array => {
   const { classCount, smoothing } = mix
   const soft = new Float32Array(labels.length * classCount).fill(smoothing / classCount)
   for (let row = 0; row < labels.length; row++) {

@@ -31,7 +31,11 @@ export const shuffled = (seed: number, epoch: number, count: number): Order => {
 }
 
 /** The half-open range of part `index` of `parts` nearly equal parts of `count` samples: starts at `floor(count * index / parts)`. */
-export const part = (count: number, index: number, parts: number): { readonly start: number; readonly end: number } => ({
+export const part = (
+  count: number,
+  index: number,
+  parts: number
+): { readonly start: number; readonly end: number } => ({
   start: Math.floor((count * index) / parts),
   end: Math.floor((count * (index + 1)) / parts)
 })

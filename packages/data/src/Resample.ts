@@ -80,8 +80,13 @@ export const resize = (
   interpolation: Interpolation,
   box: Box = { top: 0, left: 0, height: image.height, width: image.width }
 ): Image.RawImage => {
-  const wide = size.width === box.width ? cut(image, box) : horizontal(image, box, weights(box.width, size.width, interpolation), size.width)
-  return size.height === box.height ? wide : vertical(wide, weights(box.height, size.height, interpolation), size.height)
+  const wide =
+    size.width === box.width
+      ? cut(image, box)
+      : horizontal(image, box, weights(box.width, size.width, interpolation), size.width)
+  return size.height === box.height
+    ? wide
+    : vertical(wide, weights(box.height, size.height, interpolation), size.height)
 }
 
 /** The pixels of a box as an image of its own. */

@@ -59,10 +59,14 @@ export const map = <A, B>(source: Source<A>, f: (sample: A) => B): Source<B> => 
 })
 
 /** A source over samples that are already in memory. */
-export const fromArray = <S>(name: string, samples: ReadonlyArray<S>, options: {
-  readonly digest: string
-  readonly classes?: ReadonlyArray<string>
-}): Source<S> => ({
+export const fromArray = <S>(
+  name: string,
+  samples: ReadonlyArray<S>,
+  options: {
+    readonly digest: string
+    readonly classes?: ReadonlyArray<string>
+  }
+): Source<S> => ({
   name,
   digest: options.digest,
   count: samples.length,

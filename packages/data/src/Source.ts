@@ -28,26 +28,31 @@ export interface OpenOptions {
  *
  * Files stay open until the scope closes. Fails with the reason of the reader, or `BadRequest` for another form.
  */
-export const open = (spec: string, options: OpenOptions = {}): Effect.Effect<Source<ImageSample>, DataError, Scope.Scope> => {
+export const open = (
+  spec: string,
+  options: OpenOptions = {}
+): Effect.Effect<Source<ImageSample>, DataError, Scope.Scope> => {
   const colon = spec.indexOf(":")
   const kind = colon > 0 && spec[colon + 1] !== ":" ? spec.slice(0, colon) : ""
   const rest = spec.slice(colon + 1)
-  const opened: Effect.Effect<Source<ImageSample>, DataError, Scope.Scope> =
-    kind === "idx"
-      ? Idx.open(rest, options.split ?? "train")
-      : kind === "folder"
-        ? ImageFolder.open(rest)
-        : kind === "shards"
-          ? WebDataset.openImages(Shards.expand(rest), options)
-          : /\.(tar|tgz|tar\.gz)$/.test(spec)
-            ? WebDataset.openImages(Shards.expand(spec), options)
-            : fail(new BadRequest({
+  const opened: Effect.Effect<Source<ImageSample>, DataError, Scope.Scope> = kind === "idx"
+    ? Idx.open(rest, options.split ?? "train")
+    : kind === "folder"
+      ? ImageFolder.open(rest)
+      : kind === "shards"
+        ? WebDataset.openImages(Shards.expand(rest), options)
+        : /\.(tar|tgz|tar\.gz)$/.test(spec)
+          ? WebDataset.openImages(Shards.expand(spec), options)
+          : fail(
+              new BadRequest({
                 what: "the data source",
                 found: JSON.stringify(spec),
                 expected: `"idx:FOLDER", "folder:FOLDER", "shards:PATTERN" or a pattern ending in .tar or .tar.gz, such as "shards/train-{000000..000146}.tar"`
-              }))
+              })
+            )
   return Effect.flatMap(opened, (source) =>
     source.count === 0
       ? fail(new EmptySource({ source: source.name, expected: "at least one sample" }))
-      : Effect.succeed(source))
+      : Effect.succeed(source)
+  )
 }

@@ -40,27 +40,34 @@ export const isGzip = (file: string): Effect.Effect<boolean, DataError> =>
 
 /** The regular files of a tar or gzipped tar, in order, whole. Fails with `TarCorrupt` when it is damaged or cut off. */
 export const entries = (file: string): Stream.Stream<Entry, DataError> =>
-  Stream.unwrap(Effect.map(isGzip(file), (gzipped) => {
-    let consumed = 0
-    const read = async function* (): AsyncGenerator<Entry> {
-      const extract = tar.extract()
-      const input = createReadStream(file)
-      const found = extract[Symbol.asyncIterator]() // attached before piping, or an early entry is lost
-      const piped = (gzipped ? pipeline(input, createGunzip(), extract) : pipeline(input, extract)).catch((cause) => extract.destroy(cause))
-      for await (const entry of { [Symbol.asyncIterator]: () => found }) {
-        const parts: Array<Uint8Array> = []
-        for await (const part of entry) parts.push(part as Uint8Array)
-        const bytes = new Uint8Array(Buffer.concat(parts))
-        consumed += blockBytes + Math.ceil(bytes.length / blockBytes) * blockBytes
-        if (bytes.length !== (entry.header.size ?? 0)) throw new Error(`${bytes.length} of ${entry.header.size} bytes of ${entry.header.name}`)
-        if (entry.header.type === "file" || entry.header.type === "contiguous-file") yield { name: entry.header.name, bytes }
+  Stream.unwrap(
+    Effect.map(isGzip(file), (gzipped) => {
+      let consumed = 0
+      const read = async function* (): AsyncGenerator<Entry> {
+        const extract = tar.extract()
+        const input = createReadStream(file)
+        const found = extract[Symbol.asyncIterator]() // attached before piping, or an early entry is lost
+        const piped = (gzipped ? pipeline(input, createGunzip(), extract) : pipeline(input, extract)).catch((cause) =>
+          extract.destroy(cause)
+        )
+        for await (const entry of { [Symbol.asyncIterator]: () => found }) {
+          const parts: Array<Uint8Array> = []
+          for await (const part of entry) parts.push(part as Uint8Array)
+          const bytes = new Uint8Array(Buffer.concat(parts))
+          consumed += blockBytes + Math.ceil(bytes.length / blockBytes) * blockBytes
+          if (bytes.length !== (entry.header.size ?? 0))
+            throw new Error(`${bytes.length} of ${entry.header.size} bytes of ${entry.header.name}`)
+          if (entry.header.type === "file" || entry.header.type === "contiguous-file")
+            yield { name: entry.header.name, bytes }
+        }
+        input.destroy()
+        await piped
       }
-      input.destroy()
-      await piped
-    }
-    return Stream.fromAsyncIterable(read(), (cause) =>
-      corrupt(file, consumed, gzipped ? "a whole gzipped tar archive" : "a whole tar archive", textOf(cause)))
-  }))
+      return Stream.fromAsyncIterable(read(), (cause) =>
+        corrupt(file, consumed, gzipped ? "a whole gzipped tar archive" : "a whole tar archive", textOf(cause))
+      )
+    })
+  )
 
 /**
  * The regular files of a plain tar, by its headers alone: the data between them is skipped, so a shard of large
@@ -68,46 +75,63 @@ export const entries = (file: string): Stream.Stream<Entry, DataError> =>
  * Fails with `TarCorrupt` for a bad header checksum, data beyond the end, or a missing end marker.
  */
 export const index = (file: string): Effect.Effect<ReadonlyArray<Member>, DataError> =>
-  Effect.scoped(Effect.gen(function* () {
-    const handle = yield* Effect.acquireRelease(
-      reading(file, "a tar file", () => openFile(file)),
-      (opened) => Effect.promise(() => opened.close())
-    )
-    const { size } = yield* reading(file, "a tar file", () => handle.stat())
-    const read = windowedReader(file, handle, size)
-    const members: Array<Member> = []
-    let offset = 0
-    let longName: string | null = null
-    let longSize: number | null = null
-    for (;;) {
-      if (offset + blockBytes > size) {
-        return yield* Effect.fail(corrupt(file, offset, "another header or the end marker of two zero blocks", `the end of the file (${size} bytes): it is cut off`))
-      }
-      const header = yield* read(offset, blockBytes)
-      if (header.every((byte) => byte === 0)) return members
-      const problem = headerProblem(header)
-      if (problem !== null) return yield* Effect.fail(corrupt(file, offset, problem.expected, problem.found))
-      const kind = String.fromCharCode(header[156]!)
-      const length: number = longSize ?? number(header, 124, 12)
-      const data = offset + blockBytes
-      if (data + length > size) {
-        return yield* Effect.fail(corrupt(file, data, `${length} bytes of ${longName ?? nameOf(header)}`, `${size - data} bytes before the end of the file: it is cut off`))
-      }
-      if (kind === "L") longName = text(yield* read(data, length))
-      else if (kind === "x") {
-        const records = paxRecords(yield* read(data, length))
-        longName = records.get("path") ?? longName
-        longSize = records.has("size") ? Number(records.get("size")) : null
-      } else {
-        if (kind === "0" || kind === "\0" || kind === "7") members.push({ name: longName ?? nameOf(header), offset: data, size: length })
-        if (kind !== "g") {
-          longName = null
-          longSize = null
+  Effect.scoped(
+    Effect.gen(function* () {
+      const handle = yield* Effect.acquireRelease(
+        reading(file, "a tar file", () => openFile(file)),
+        (opened) => Effect.promise(() => opened.close())
+      )
+      const { size } = yield* reading(file, "a tar file", () => handle.stat())
+      const read = windowedReader(file, handle, size)
+      const members: Array<Member> = []
+      let offset = 0
+      let longName: string | null = null
+      let longSize: number | null = null
+      for (;;) {
+        if (offset + blockBytes > size) {
+          return yield* Effect.fail(
+            corrupt(
+              file,
+              offset,
+              "another header or the end marker of two zero blocks",
+              `the end of the file (${size} bytes): it is cut off`
+            )
+          )
         }
+        const header = yield* read(offset, blockBytes)
+        if (header.every((byte) => byte === 0)) return members
+        const problem = headerProblem(header)
+        if (problem !== null) return yield* Effect.fail(corrupt(file, offset, problem.expected, problem.found))
+        const kind = String.fromCharCode(header[156]!)
+        const length: number = longSize ?? number(header, 124, 12)
+        const data = offset + blockBytes
+        if (data + length > size) {
+          return yield* Effect.fail(
+            corrupt(
+              file,
+              data,
+              `${length} bytes of ${longName ?? nameOf(header)}`,
+              `${size - data} bytes before the end of the file: it is cut off`
+            )
+          )
+        }
+        if (kind === "L") longName = text(yield* read(data, length))
+        else if (kind === "x") {
+          const records = paxRecords(yield* read(data, length))
+          longName = records.get("path") ?? longName
+          longSize = records.has("size") ? Number(records.get("size")) : null
+        } else {
+          if (kind === "0" || kind === "\0" || kind === "7")
+            members.push({ name: longName ?? nameOf(header), offset: data, size: length })
+          if (kind !== "g") {
+            longName = null
+            longSize = null
+          }
+        }
+        offset = data + Math.ceil(length / blockBytes) * blockBytes
       }
-      offset = data + Math.ceil(length / blockBytes) * blockBytes
-    }
-  }))
+    })
+  )
 
 type Reader = (offset: number, length: number) => Effect.Effect<Uint8Array, DataError>
 
@@ -123,11 +147,14 @@ const windowedReader = (file: string, handle: FileHandle, size: number): Reader 
     // After a jump over a large member a header is all that is needed; after a short one the neighbours are too.
     gap = offset - (windowStart + window.length)
     const wanted = Math.min(size - offset, Math.max(length, gap > windowBytes ? 4096 : windowBytes))
-    return Effect.map(reading(file, "a tar file", () => handle.read(new Uint8Array(wanted), 0, wanted, offset)), ({ buffer, bytesRead }) => {
-      window = buffer.subarray(0, bytesRead)
-      windowStart = offset
-      return window.subarray(0, length)
-    })
+    return Effect.map(
+      reading(file, "a tar file", () => handle.read(new Uint8Array(wanted), 0, wanted, offset)),
+      ({ buffer, bytesRead }) => {
+        window = buffer.subarray(0, bytesRead)
+        windowStart = offset
+        return window.subarray(0, length)
+      }
+    )
   }
 }
 
@@ -137,7 +164,12 @@ const headerProblem = (header: Uint8Array): { readonly expected: string; readonl
   const stored = number(header, 148, 8)
   return stored === sum
     ? null
-    : { expected: "a tar header", found: Number.isNaN(stored) ? "bytes that are none (no checksum)" : `checksum ${stored} where the bytes sum to ${sum}` }
+    : {
+        expected: "a tar header",
+        found: Number.isNaN(stored)
+          ? "bytes that are none (no checksum)"
+          : `checksum ${stored} where the bytes sum to ${sum}`
+      }
 }
 
 const text = (bytes: Uint8Array): string => {
@@ -190,7 +222,12 @@ export const plain = (file: string, cacheFolder: string = defaultCacheFolder()):
     const found = yield* reading(file, "a tar file", () => stat(file))
     const key = createHash("sha256").update(`${file}\0${found.size}\0${found.mtimeMs}`).digest("hex").slice(0, 16)
     const target = join(cacheFolder, `${basename(file).replace(/\.(tar\.gz|tgz|gz)$/, "")}-${key}.tar`)
-    const exists = yield* Effect.promise(() => stat(target).then(() => true, () => false))
+    const exists = yield* Effect.promise(() =>
+      stat(target).then(
+        () => true,
+        () => false
+      )
+    )
     if (exists) return target
     yield* reading(cacheFolder, "a folder to unpack shards into", () => mkdir(cacheFolder, { recursive: true }))
     const partial = `${target}.${randomUUID()}.partial`
@@ -204,14 +241,27 @@ export const plain = (file: string, cacheFolder: string = defaultCacheFolder()):
   })
 
 /** Reads bytes of an archive that is being opened. Fails with `TarCorrupt` when fewer are there. */
-export const readMember = (file: string, handle: Promise<FileHandle>, member: Member): Effect.Effect<Uint8Array, DataError> =>
+export const readMember = (
+  file: string,
+  handle: Promise<FileHandle>,
+  member: Member
+): Effect.Effect<Uint8Array, DataError> =>
   member.size === 0
     ? Effect.succeed(new Uint8Array(0))
     : Effect.flatMap(
         // The read is issued in the same turn as the look-up of the handle, so closing it meanwhile waits for the read.
-        reading(file, "a tar file", () => handle.then((open) => open.read(new Uint8Array(member.size), 0, member.size, member.offset))),
+        reading(file, "a tar file", () =>
+          handle.then((open) => open.read(new Uint8Array(member.size), 0, member.size, member.offset))
+        ),
         ({ buffer, bytesRead }) =>
           bytesRead === member.size
             ? Effect.succeed(buffer)
-            : fail(new TarCorrupt({ file, offset: member.offset, expected: `${member.size} bytes of ${member.name}`, found: `${bytesRead}` }))
+            : fail(
+                new TarCorrupt({
+                  file,
+                  offset: member.offset,
+                  expected: `${member.size} bytes of ${member.name}`,
+                  found: `${bytesRead}`
+                })
+              )
       )

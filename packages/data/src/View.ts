@@ -26,7 +26,8 @@ export const of = (image: Image.RawImage): View => ({
 /** A box of what is seen, which may reach outside it when the view is a whole image. */
 export const crop = (view: View, box: Box, outside: Outside = "zero"): View => {
   const { window } = view
-  const reaches = box.top < 0 || box.left < 0 || box.top + box.height > window.height || box.left + box.width > window.width
+  const reaches =
+    box.top < 0 || box.left < 0 || box.top + box.height > window.height || box.left + box.width > window.width
   // Outside means outside of what is seen, so a window that already is a part of its image becomes an image first.
   const base = reaches && !isWhole(view) ? of(toImage(view)) : view
   const left = base.flipped ? base.window.width - box.left - box.width : box.left
@@ -45,7 +46,10 @@ const isWhole = ({ image, window }: View): boolean =>
   window.top === 0 && window.left === 0 && window.height === image.height && window.width === image.width
 
 const isInside = ({ image, window }: View): boolean =>
-  window.top >= 0 && window.left >= 0 && window.top + window.height <= image.height && window.left + window.width <= image.width
+  window.top >= 0 &&
+  window.left >= 0 &&
+  window.top + window.height <= image.height &&
+  window.left + window.width <= image.width
 
 /** Source coordinate of `at` in a picture of `size`, or -1 for black. */
 const reflected = (at: number, size: number, outside: Outside): number => {
@@ -118,6 +122,7 @@ const clamp = (value: number, least: number, most: number): number => Math.min(m
 
 const black = (table: Float32Array, channels: number, out: Float32Array, at: number, count: number): number => {
   let to = at
-  for (let col = 0; col < count; col++) for (let channel = 0; channel < channels; channel++) out[to++] = table[channel * 256]!
+  for (let col = 0; col < count; col++)
+    for (let channel = 0; channel < channels; channel++) out[to++] = table[channel * 256]!
   return to
 }

@@ -5,7 +5,16 @@ import { type FileHandle, mkdir, open as openFile, readFile, stat, writeFile } f
 import { basename, dirname, join } from "node:path"
 import { gunzipSync } from "node:zlib"
 import * as DaliIndex from "./DaliIndex.ts"
-import { DataError, DecodeFailed, fail, LabelOutOfRange, MissingComponent, reading, TarCorrupt, textOf } from "./Errors.ts"
+import {
+  DataError,
+  DecodeFailed,
+  fail,
+  LabelOutOfRange,
+  MissingComponent,
+  reading,
+  TarCorrupt,
+  textOf
+} from "./Errors.ts"
 import * as Image from "./Image.ts"
 import { digestOf, type ImageSample, type Source } from "./Samples.ts"
 import * as Shards from "./Shards.ts"
@@ -45,45 +54,66 @@ const openFilesCount = 256
 export const imageExtensions: ReadonlyArray<string> = ["jpg", "jpeg", "png", "webp", "ppm", "gif", "tif", "tiff"]
 
 /** The samples of plain or gzipped shards, located but not read: one pass over tar headers per shard, four at a time. */
-export const locate = (files: ReadonlyArray<string>, options: WebOptions = {}): Effect.Effect<{
-  /** the plain archives, in the order of `files` */
-  readonly archives: ReadonlyArray<string>
-  readonly samples: ReadonlyArray<Located>
-  /** samples left out since they lack what `require` asks for */
-  readonly skippedCount: number
-}, DataError> =>
+export const locate = (
+  files: ReadonlyArray<string>,
+  options: WebOptions = {}
+): Effect.Effect<
+  {
+    /** the plain archives, in the order of `files` */
+    readonly archives: ReadonlyArray<string>
+    readonly samples: ReadonlyArray<Located>
+    /** samples left out since they lack what `require` asks for */
+    readonly skippedCount: number
+  },
+  DataError
+> =>
   Effect.gen(function* () {
     yield* Shards.sizes(files)
     const archives = yield* Effect.forEach(files, (file) => Tar.plain(file, options.cacheFolder), { concurrency: 4 })
     yield* DaliIndex.checkCounts(files, options.indexFiles ?? [])
-    const located = yield* Effect.forEach(archives, (archive, shard) => {
-      const indexFile = options.indexFiles?.[shard]
-      return indexFile === undefined
-        ? Effect.mapError(scan(archive, shard), (error) => renamed(error, archive, files[shard]!))
-        : fromIndex(indexFile, archive, shard)
-    }, { concurrency: 4 })
+    const located = yield* Effect.forEach(
+      archives,
+      (archive, shard) => {
+        const indexFile = options.indexFiles?.[shard]
+        return indexFile === undefined
+          ? Effect.mapError(scan(archive, shard), (error) => renamed(error, archive, files[shard]!))
+          : fromIndex(indexFile, archive, shard)
+      },
+      { concurrency: 4 }
+    )
     const found = located.flat()
     const wanted = options.require
     const underful = wanted === undefined ? [] : found.filter((sample) => pick(sample.components, wanted) === undefined)
     const first = underful[0]
     if (first !== undefined && options.missing !== "skip") {
-      return yield* fail(new MissingComponent({
-        shard: files[first.shard]!,
-        sample: first.key,
-        expected: wanted!,
-        present: first.components.map((one) => one.extension)
-      }))
+      return yield* fail(
+        new MissingComponent({
+          shard: files[first.shard]!,
+          sample: first.key,
+          expected: wanted!,
+          present: first.components.map((one) => one.extension)
+        })
+      )
     }
     const lacking = new Set(underful)
-    return { archives, samples: lacking.size === 0 ? found : found.filter((sample) => !lacking.has(sample)), skippedCount: lacking.size }
+    return {
+      archives,
+      samples: lacking.size === 0 ? found : found.filter((sample) => !lacking.has(sample)),
+      skippedCount: lacking.size
+    }
   })
 
 const scan = (archive: string, shard: number): Effect.Effect<ReadonlyArray<Located>, DataError> =>
   Effect.map(Tar.index(archive), (members) =>
-    DaliIndex.group(members).map((sample): Located => ({ key: sample.base, shard, components: sample.components })))
+    DaliIndex.group(members).map((sample): Located => ({ key: sample.base, shard, components: sample.components }))
+  )
 
 /** Version 1.1 does not hold names, so its samples are called by their line. */
-const fromIndex = (indexFile: string, archive: string, shard: number): Effect.Effect<ReadonlyArray<Located>, DataError> =>
+const fromIndex = (
+  indexFile: string,
+  archive: string,
+  shard: number
+): Effect.Effect<ReadonlyArray<Located>, DataError> =>
   Effect.gen(function* () {
     const content = yield* reading(indexFile, "a DALI index file", () => readFile(indexFile, "utf8"))
     const samples = yield* DaliIndex.read(indexFile, content)
@@ -91,7 +121,11 @@ const fromIndex = (indexFile: string, archive: string, shard: number): Effect.Ef
     yield* DaliIndex.checkBounds(indexFile, samples, size)
     return samples.map((components, line): Located => {
       const name = components[0]!.name
-      return { key: name === null ? `${basename(archive)}:${line + 1}` : DaliIndex.splitName(name).base, shard, components }
+      return {
+        key: name === null ? `${basename(archive)}:${line + 1}` : DaliIndex.splitName(name).base,
+        shard,
+        components
+      }
     })
   })
 
@@ -99,26 +133,43 @@ const fromIndex = (indexFile: string, archive: string, shard: number): Effect.Ef
  * Writes a DALI 1.2 index of every shard, `idx_0.txt`, `idx_1.txt`, ... by position, into `folder`, and returns the
  * paths, in order. The shards must be plain tars, since an index holds offsets into them.
  */
-export const writeIndexes = (files: ReadonlyArray<string>, folder: string): Effect.Effect<ReadonlyArray<string>, DataError> =>
+export const writeIndexes = (
+  files: ReadonlyArray<string>,
+  folder: string
+): Effect.Effect<ReadonlyArray<string>, DataError> =>
   Effect.gen(function* () {
     yield* Shards.sizes(files)
     yield* reading(folder, "a folder that can be written", () => mkdir(folder, { recursive: true }))
-    return yield* Effect.forEach(files, (file, position) =>
-      Effect.gen(function* () {
-        const content = yield* DaliIndex.write(file, yield* Tar.index(file))
-        const target = join(folder, `idx_${position}.txt`)
-        yield* reading(target, "a file that can be written", () => writeFile(target, content))
-        return target
-      }), { concurrency: 4 })
+    return yield* Effect.forEach(
+      files,
+      (file, position) =>
+        Effect.gen(function* () {
+          const content = yield* DaliIndex.write(file, yield* Tar.index(file))
+          const target = join(folder, `idx_${position}.txt`)
+          yield* reading(target, "a file that can be written", () => writeFile(target, content))
+          return target
+        }),
+      { concurrency: 4 }
+    )
   })
 
 /** Errors about an unpacked copy name the file the user gave. */
 const renamed = (error: DataError, archive: string, file: string): DataError =>
   error.reason._tag === "TarCorrupt" && archive !== file
-    ? new DataError({ reason: new TarCorrupt({ offset: error.reason.offset, expected: error.reason.expected, found: error.reason.found, file: `${file} (unpacked)` }) })
+    ? new DataError({
+        reason: new TarCorrupt({
+          offset: error.reason.offset,
+          expected: error.reason.expected,
+          found: error.reason.found,
+          file: `${file} (unpacked)`
+        })
+      })
     : error
 
-const pick = (components: DaliIndex.SampleEntry, extensions: ReadonlyArray<string>): DaliIndex.Component | undefined => {
+const pick = (
+  components: DaliIndex.SampleEntry,
+  extensions: ReadonlyArray<string>
+): DaliIndex.Component | undefined => {
   for (const extension of extensions) {
     const found = components.find((one) => plainExtension(one.extension) === extension)
     if (found !== undefined) return found
@@ -133,24 +184,32 @@ const plainExtension = (extension: string): string => {
 }
 
 /** All files of every sample. Shards stay open until the scope closes. */
-export const open = (files: ReadonlyArray<string>, options: WebOptions = {}): Effect.Effect<Source<WebSample>, DataError, Scope.Scope> =>
+export const open = (
+  files: ReadonlyArray<string>,
+  options: WebOptions = {}
+): Effect.Effect<Source<WebSample>, DataError, Scope.Scope> =>
   Effect.gen(function* () {
     const { archives, samples } = yield* locate(files, options)
     const read = yield* archiveReader(archives)
     return {
       name: nameOf(files),
-      digest: digestOf(function* () {
-        yield "webdataset"
-        for (const sample of samples) {
-          for (const one of sample.components) yield `${basename(files[sample.shard]!)}:${one.name}:${one.offset}:${one.size}`
-        }
-      }()),
+      digest: digestOf(
+        (function* () {
+          yield "webdataset"
+          for (const sample of samples) {
+            for (const one of sample.components)
+              yield `${basename(files[sample.shard]!)}:${one.name}:${one.offset}:${one.size}`
+          }
+        })()
+      ),
       count: samples.length,
       classes: yield* classNames(files),
       get: (index) => {
         const sample = samples[index]!
         return Effect.map(
-          Effect.forEach(sample.components, (component) => readComponent(read, files[sample.shard]!, sample, component)),
+          Effect.forEach(sample.components, (component) =>
+            readComponent(read, files[sample.shard]!, sample, component)
+          ),
           (components) => ({ key: sample.key, origin: files[sample.shard]!, components: new Map(components) })
         )
       }
@@ -162,13 +221,19 @@ export const open = (files: ReadonlyArray<string>, options: WebOptions = {}): Ef
  * opening with `MissingComponent` for a sample without an image (unless `missing` is "skip"), and when reading a
  * sample with `LabelOutOfRange` for a `.cls` that is no whole number or beyond `classes.txt`.
  */
-export const openImages = (files: ReadonlyArray<string>, options: WebOptions = {}): Effect.Effect<Source<ImageSample>, DataError, Scope.Scope> =>
+export const openImages = (
+  files: ReadonlyArray<string>,
+  options: WebOptions = {}
+): Effect.Effect<Source<ImageSample>, DataError, Scope.Scope> =>
   Effect.map(open(files, { require: imageExtensions, ...options }), (source) => ({
     ...source,
     get: (index) => Effect.flatMap(source.get(index), (sample) => toImageSample(sample, source.classes))
   }))
 
-const toImageSample = (sample: WebSample, classes: ReadonlyArray<string> | null): Effect.Effect<ImageSample, DataError> => {
+const toImageSample = (
+  sample: WebSample,
+  classes: ReadonlyArray<string> | null
+): Effect.Effect<ImageSample, DataError> => {
   const byExtension = (extension: string) => {
     for (const [name, bytes] of sample.components) if (plainExtension(name) === extension) return bytes
     return undefined
@@ -180,7 +245,9 @@ const toImageSample = (sample: WebSample, classes: ReadonlyArray<string> | null)
   const label = text("cls")
   const labelNumber = label === undefined ? null : /^\s*\d+\s*$/.test(label) ? Number(label) : -1
   if (labelNumber !== null && (labelNumber < 0 || (classes !== null && labelNumber >= classes.length))) {
-    return fail(new LabelOutOfRange({ file: sample.origin, key: sample.key, label: label!, classes: classes?.length ?? null }))
+    return fail(
+      new LabelOutOfRange({ file: sample.origin, key: sample.key, label: label!, classes: classes?.length ?? null })
+    )
   }
   const image = imageExtensions.map(byExtension).find((bytes) => bytes !== undefined)
   const caption = text("txt")
@@ -196,7 +263,10 @@ const toImageSample = (sample: WebSample, classes: ReadonlyArray<string> | null)
     ? Effect.succeed(base)
     : Effect.try({
         try: () => ({ ...base, json: JSON.parse(json) as unknown }),
-        catch: (cause) => new DataError({ reason: new DecodeFailed({ file: sample.origin, key: `${sample.key}.json`, found: textOf(cause) }) })
+        catch: (cause) =>
+          new DataError({
+            reason: new DecodeFailed({ file: sample.origin, key: `${sample.key}.json`, found: textOf(cause) })
+          })
       })
 }
 
@@ -207,21 +277,29 @@ const archiveReader = (archives: ReadonlyArray<string>): Effect.Effect<ArchiveRe
   Effect.map(
     Effect.acquireRelease(
       Effect.sync(() => new Map<number, Promise<FileHandle>>()),
-      (handles) => Effect.promise(() => Promise.allSettled([...handles.values()].map((handle) => handle.then((open) => open.close()))))
+      (handles) =>
+        Effect.promise(() =>
+          Promise.allSettled([...handles.values()].map((handle) => handle.then((open) => open.close())))
+        )
     ),
-    (handles): ArchiveReader => (shard, member) => Effect.suspend(() => {
-      const file = archives[shard]!
-      const known = handles.get(shard)
-      if (known !== undefined) return Tar.readMember(file, known, member)
-      const opened = openFile(file)
-      handles.set(shard, opened)
-      const oldest = handles.size > openFilesCount ? handles.entries().next().value : undefined
-      if (oldest !== undefined) {
-        handles.delete(oldest[0])
-        void oldest[1].then((open) => open.close(), () => undefined)
-      }
-      return Tar.readMember(file, opened, member)
-    })
+    (handles): ArchiveReader =>
+      (shard, member) =>
+        Effect.suspend(() => {
+          const file = archives[shard]!
+          const known = handles.get(shard)
+          if (known !== undefined) return Tar.readMember(file, known, member)
+          const opened = openFile(file)
+          handles.set(shard, opened)
+          const oldest = handles.size > openFilesCount ? handles.entries().next().value : undefined
+          if (oldest !== undefined) {
+            handles.delete(oldest[0])
+            void oldest[1].then(
+              (open) => open.close(),
+              () => undefined
+            )
+          }
+          return Tar.readMember(file, opened, member)
+        })
   )
 
 const readComponent = (read: ArchiveReader, file: string, sample: Located, component: DaliIndex.Component) =>
@@ -231,7 +309,10 @@ const readComponent = (read: ArchiveReader, file: string, sample: Located, compo
       component.extension.endsWith(".gz")
         ? Effect.try({
             try: () => [component.extension.slice(0, -3), new Uint8Array(gunzipSync(bytes))] as const,
-            catch: (cause) => new DataError({ reason: new DecodeFailed({ file, key: component.name ?? sample.key, found: textOf(cause) }) })
+            catch: (cause) =>
+              new DataError({
+                reason: new DecodeFailed({ file, key: component.name ?? sample.key, found: textOf(cause) })
+              })
           })
         : Effect.succeed([component.extension, bytes] as const)
   )
@@ -242,8 +323,14 @@ const nameOf = (files: ReadonlyArray<string>): string =>
 /** The lines of `classes.txt` beside the first shard, or null when there is none. */
 const classNames = (files: ReadonlyArray<string>): Effect.Effect<ReadonlyArray<string> | null> => {
   const file = join(dirname(files[0]!), "classes.txt")
-  return Effect.promise(() => readFile(file, "utf8").then(
-    (content) => content.split("\n").map((line) => line.trim()).filter((line) => line !== ""),
-    () => null
-  ))
+  return Effect.promise(() =>
+    readFile(file, "utf8").then(
+      (content) =>
+        content
+          .split("\n")
+          .map((line) => line.trim())
+          .filter((line) => line !== ""),
+      () => null
+    )
+  )
 }

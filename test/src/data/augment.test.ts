@@ -7,9 +7,15 @@ import { native, reasonOf } from "./sharedData.ts"
 const random = (index = 0) => Random.make(Random.purposes.augment, 1, 2, index)
 /** A picture whose pixels all differ where they can. */
 const picture = (height: number, width: number, channels: 1 | 3 = 3, salt = 0) =>
-  Image.raw(height, width, channels, Uint8Array.from({ length: height * width * channels }, (_, at) => (at * 73 + salt) % 256))
+  Image.raw(
+    height,
+    width,
+    channels,
+    Uint8Array.from({ length: height * width * channels }, (_, at) => (at * 73 + salt) % 256)
+  )
 const pixels = (view: View.View) => [...View.toImage(view).data]
-const gray = (height: number, width: number, data: ReadonlyArray<number>) => Image.raw(height, width, 1, Uint8Array.from(data))
+const gray = (height: number, width: number, data: ReadonlyArray<number>) =>
+  Image.raw(height, width, 1, Uint8Array.from(data))
 const solid = (red: number, green: number, blue: number) => Image.raw(1, 1, 3, Uint8Array.of(red, green, blue))
 const identityTable = (channels: number) => Float32Array.from({ length: 256 * channels }, (_, at) => at % 256)
 
@@ -19,28 +25,37 @@ const windows = fc.record({
   width: fc.integer({ min: 1, max: 9 }),
   channels: fc.constantFrom(1 as const, 3 as const),
   outside: fc.constantFrom("zero" as const, "reflect" as const),
-  steps: fc.array(fc.oneof(fc.constant("flip" as const), fc.record({
-    top: fc.integer({ min: -4, max: 5 }),
-    left: fc.integer({ min: -4, max: 5 }),
-    height: fc.integer({ min: 1, max: 9 }),
-    width: fc.integer({ min: 1, max: 9 })
-  })), { maxLength: 4 })
+  steps: fc.array(
+    fc.oneof(
+      fc.constant("flip" as const),
+      fc.record({
+        top: fc.integer({ min: -4, max: 5 }),
+        left: fc.integer({ min: -4, max: 5 }),
+        height: fc.integer({ min: 1, max: 9 }),
+        width: fc.integer({ min: 1, max: 9 })
+      })
+    ),
+    { maxLength: 4 }
+  )
 })
 
 describe("views", () => {
   it("a chain of crops and flips equals doing them one by one, and writing equals copying", () =>
-    fc.assert(fc.property(windows, ({ channels, height, outside, steps, width }) => {
-      let lazy = View.of(picture(height, width, channels))
-      let eager = picture(height, width, channels)
-      for (const step of steps) {
-        lazy = step === "flip" ? View.flip(lazy) : View.crop(lazy, step, outside)
-        eager = View.toImage(step === "flip" ? View.flip(View.of(eager)) : View.crop(View.of(eager), step, outside))
-      }
-      assert.deepStrictEqual(pixels(lazy), [...eager.data])
-      const out = new Float32Array(eager.data.length + 2).fill(-1)
-      View.write(lazy, identityTable(channels), out, 1)
-      assert.deepStrictEqual([...out], [-1, ...eager.data, -1])
-    }), { numRuns: 500 }))
+    fc.assert(
+      fc.property(windows, ({ channels, height, outside, steps, width }) => {
+        let lazy = View.of(picture(height, width, channels))
+        let eager = picture(height, width, channels)
+        for (const step of steps) {
+          lazy = step === "flip" ? View.flip(lazy) : View.crop(lazy, step, outside)
+          eager = View.toImage(step === "flip" ? View.flip(View.of(eager)) : View.crop(View.of(eager), step, outside))
+        }
+        assert.deepStrictEqual(pixels(lazy), [...eager.data])
+        const out = new Float32Array(eager.data.length + 2).fill(-1)
+        View.write(lazy, identityTable(channels), out, 1)
+        assert.deepStrictEqual([...out], [-1, ...eager.data, -1])
+      }),
+      { numRuns: 500 }
+    ))
   it("outside is black or mirrored without repeating the edge", () => {
     const row = View.of(gray(1, 3, [1, 2, 3]))
     const wide = { top: 0, left: -2, height: 1, width: 7 }
@@ -72,14 +87,20 @@ describe("operations", () => {
   })
   it("flips half of the time", () => {
     let flips = 0
-    for (let index = 0; index < 4000; index++) flips += Augment.horizontalFlip().run(View.of(picture(2, 2)), random(index)).flipped ? 1 : 0
+    for (let index = 0; index < 4000; index++)
+      flips += Augment.horizontalFlip().run(View.of(picture(2, 2)), random(index)).flipped ? 1 : 0
     assert.closeTo(flips, 2000, 160)
   })
   it("random resized crops keep the area and proportions asked for", () => {
-    const marks = Image.raw(100, 100, 3, Uint8Array.from({ length: 30000 }, (_, at) => {
-      const pixel = Math.floor(at / 3)
-      return at % 3 === 0 ? Math.floor(pixel / 100) : at % 3 === 1 ? pixel % 100 : 0
-    }))
+    const marks = Image.raw(
+      100,
+      100,
+      3,
+      Uint8Array.from({ length: 30000 }, (_, at) => {
+        const pixel = Math.floor(at / 3)
+        return at % 3 === 0 ? Math.floor(pixel / 100) : at % 3 === 1 ? pixel % 100 : 0
+      })
+    )
     for (let index = 0; index < 300; index++) {
       const operation = Augment.randomResizedCrop(64, { scale: [0.25, 0.5], ratio: [3 / 4, 4 / 3] })
       const { data } = View.toImage(operation.run(View.of(marks), random(index)))
@@ -112,7 +133,10 @@ describe("colour, by Pillow's numbers", () => {
     assert.deepStrictEqual([...Color.posterize(gray(1, 2, [255, 77]), 4).data], [240, 64])
     assert.deepStrictEqual([...Color.solarize(gray(1, 2, [127, 128]), 128).data], [127, 127])
     assert.deepStrictEqual([...Color.autoContrast(gray(1, 3, [50, 75, 101])).data], [0, 125, 255])
-    assert.deepStrictEqual([...Color.sharpness(gray(3, 3, [0, 0, 0, 0, 130, 0, 0, 0, 0]), 0).data], [0, 0, 0, 0, 50, 0, 0, 0, 0])
+    assert.deepStrictEqual(
+      [...Color.sharpness(gray(3, 3, [0, 0, 0, 0, 130, 0, 0, 0, 0]), 0).data],
+      [0, 0, 0, 0, 50, 0, 0, 0, 0]
+    )
   })
   it("hue turns by thirds from red to green to blue, and gray has none", () => {
     assert.deepStrictEqual([...Color.hue(solid(255, 0, 0), 1 / 3).data], [0, 255, 0])
@@ -121,7 +145,12 @@ describe("colour, by Pillow's numbers", () => {
     assert.deepStrictEqual([...Color.hue(solid(90, 90, 90), 0.3).data], [90, 90, 90])
   })
   it("equalize flattens a histogram", () => {
-    const narrow = Image.raw(32, 32, 1, Uint8Array.from({ length: 1024 }, (_, at) => 100 + (at % 8)))
+    const narrow = Image.raw(
+      32,
+      32,
+      1,
+      Uint8Array.from({ length: 1024 }, (_, at) => 100 + (at % 8))
+    )
     const { data } = Color.equalize(narrow)
     assert.strictEqual(Math.min(...data), 0)
     assert.isAbove(Math.max(...data), 220)
@@ -143,7 +172,7 @@ const full = Augment.pipeline({
     Augment.horizontalFlip(),
     Augment.colorJitter({ brightness: 0.4, contrast: 0.4, saturation: 0.4, hue: 0.1 }),
     Policy.randAugment(2, 9),
-    Policy.autoAugmentImagenet
+    Policy.autoAugmentImagenet()
   ],
   normalization: Augment.imagenetNormalization,
   after: [Augment.randomErasing({ probability: 0.5, fill: "noise" })]
@@ -154,30 +183,89 @@ describe("augmenter", () => {
     Effect.gen(function* () {
       const augmenter = yield* Augmenter.Augmenter
       const size = 24 * 24 * 3
-      const request = (index: number, epoch = 2) => ({ image: picture(30, 40, 3, index), at: { seed: 1, epoch, index }, key: "", origin: "" })
+      const request = (index: number, epoch = 2) => ({
+        image: picture(30, 40, 3, index),
+        at: { seed: 1, epoch, index },
+        key: "",
+        origin: ""
+      })
       const together = new Float32Array(4 * size)
       yield* augmenter.applyAll([request(5), request(6), request(7), request(5)], full, together)
       const row = (at: number) => Buffer.from(together.buffer, at * size * 4, size * 4)
-      for (const [at, index] of [[1, 6], [0, 5], [2, 7]] as const) {
+      for (const [at, index] of [
+        [1, 6],
+        [0, 5],
+        [2, 7]
+      ] as const) {
         const alone = yield* Augmenter.apply(request(index).image, full, request(index).at)
         assert.strictEqual(Buffer.compare(row(at), Buffer.from(alone.buffer)), 0)
       }
       assert.strictEqual(Buffer.compare(row(0), row(3)), 0)
       const later = yield* Augmenter.apply(request(5).image, full, request(5, 3).at)
       assert.notStrictEqual(Buffer.compare(row(0), Buffer.from(later.buffer)), 0)
-    }).pipe(native))
+    }).pipe(native)
+  )
   it.effect("normalises as (pixel / 255 - mean) / std", () =>
     Effect.gen(function* () {
-      const plain = Augment.pipeline({ height: 1, width: 1, channels: 3, operations: [], normalization: Augment.clipNormalization })
+      const plain = Augment.pipeline({
+        height: 1,
+        width: 1,
+        channels: 3,
+        operations: [],
+        normalization: Augment.clipNormalization
+      })
       const found = yield* Augmenter.apply(solid(0, 128, 255), plain, { seed: 0, epoch: 0, index: 0 })
       const { mean, std } = Augment.clipNormalization
-      for (const [channel, value] of [0, 128, 255].entries()) assert.closeTo(found[channel]!, (value / 255 - mean[channel]!) / std[channel]!, 1e-6)
-    }).pipe(native))
+      for (const [channel, value] of [0, 128, 255].entries())
+        assert.closeTo(found[channel]!, (value / 255 - mean[channel]!) / std[channel]!, 1e-6)
+    }).pipe(native)
+  )
   it.effect("names a sample of the wrong shape", () =>
-    Effect.map(reasonOf(Augmenter.apply(picture(30, 40), { ...full, operations: [] }, { seed: 0, epoch: 0, index: 0 })), (reason) => {
-      assert.strictEqual(reason._tag, "ShapeMismatch")
-      assert.include(reason.message, "30x40x3 after the pipeline's operations, expected 24x24x3")
-    }).pipe(native))
+    Effect.map(
+      reasonOf(Augmenter.apply(picture(30, 40), { ...full, operations: [] }, { seed: 0, epoch: 0, index: 0 })),
+      (reason) => {
+        assert.strictEqual(reason._tag, "ShapeMismatch")
+        assert.include(reason.message, "30x40x3 after the pipeline's operations, expected 24x24x3")
+      }
+    ).pipe(native)
+  )
+})
+
+describe("worker threads", () => {
+  const requests = Array.from({ length: 30 }, (_, index) => ({
+    image: picture(120, 130, 3, index),
+    at: { seed: 1, epoch: 2, index },
+    key: `k${index}`,
+    origin: "memory"
+  }))
+  const applied = (pipeline: Augment.Pipeline) =>
+    Effect.gen(function* () {
+      const augmenter = yield* Augmenter.Augmenter
+      const out = augmenter.allocate(requests.length * 24 * 24 * 3)
+      yield* augmenter.applyAll(requests, pipeline, out)
+      return out
+    })
+  const threads = Effect.provide(Augmenter.Augmenter.layerWorkers(2))
+  it.effect("give the numbers of this thread", () =>
+    Effect.gen(function* () {
+      const withThreads = yield* threads(applied(full))
+      const without = yield* native(applied(full))
+      assert.instanceOf(withThreads.buffer, SharedArrayBuffer)
+      assert.strictEqual(Buffer.compare(Buffer.from(withThreads.buffer), Buffer.from(without.buffer)), 0)
+    })
+  )
+  it.effect("name a sample of the wrong shape, and an operation that cannot be sent", () =>
+    Effect.gen(function* () {
+      const shape = yield* reasonOf(threads(applied({ ...full, operations: [] })))
+      assert.strictEqual(shape._tag, "ShapeMismatch")
+      assert.include(shape.message, "120x130x3")
+      const own = Augment.onImage("own", (image) => image)
+      assert.include(
+        (yield* reasonOf(threads(applied({ ...full, operations: [own] })))).message,
+        `operation "own" is one of your own`
+      )
+    })
+  )
 })
 
 describe("mixing", () => {
@@ -201,7 +289,12 @@ describe("mixing", () => {
   })
   it("soft labels sum to one and follow the part and the smoothing", () => {
     const soft = Mix.softLabels(Int32Array.of(2, 0, 1), 0.75, { classCount: 4, smoothing: 0.1 })
-    for (let row = 0; row < 3; row++) assert.closeTo(soft.subarray(row * 4, row * 4 + 4).reduce((a, b) => a + b), 1, 1e-6)
+    for (let row = 0; row < 3; row++)
+      assert.closeTo(
+        soft.subarray(row * 4, row * 4 + 4).reduce((a, b) => a + b),
+        1,
+        1e-6
+      )
     assert.closeTo(soft[2]!, 0.025 + 0.9 * 0.75, 1e-6)
     assert.closeTo(soft[0]!, 0.025 + 0.9 * 0.25, 1e-6)
     assert.closeTo(soft[8 + 1]!, 0.025 + 0.9, 1e-6)

@@ -23,15 +23,24 @@ describe("damaged archives", () => {
       const last = members.at(-1)!
       const end = last.offset + Math.ceil(last.size / 512) * 512
       const folder = yield* temporaryFolder
-      yield* Effect.promise(() => fc.assert(fc.asyncProperty(fc.integer({ min: 1, max: end }), (length) =>
-        Effect.runPromise(Effect.gen(function* () {
-          const file = join(folder, "cut.tar")
-          yield* Effect.promise(() => writeFile(file, whole.subarray(0, length)))
-          const reason = yield* reasonOf(Tar.index(file))
-          assert.strictEqual(reason._tag, "TarCorrupt")
-          assert.include(reason.message, "cut.tar: corrupt archive at byte")
-        }))), { numRuns: 40 }))
-    }))
+      yield* Effect.promise(() =>
+        fc.assert(
+          fc.asyncProperty(fc.integer({ min: 1, max: end }), (length) =>
+            Effect.runPromise(
+              Effect.gen(function* () {
+                const file = join(folder, "cut.tar")
+                yield* Effect.promise(() => writeFile(file, whole.subarray(0, length)))
+                const reason = yield* reasonOf(Tar.index(file))
+                assert.strictEqual(reason._tag, "TarCorrupt")
+                assert.include(reason.message, "cut.tar: corrupt archive at byte")
+              })
+            )
+          ),
+          { numRuns: 40 }
+        )
+      )
+    })
+  )
   it.effect("a changed header byte is found by its checksum", () =>
     Effect.gen(function* () {
       const bytes = (yield* bytesOf(shared("tiny-imagenet-10/tiny-imagenet-val-000000.tar"))).slice()
@@ -40,12 +49,14 @@ describe("damaged archives", () => {
       const reason = yield* reasonOf(Source.open(yield* damaged("flipped.tar", bytes)))
       assert.strictEqual(reason._tag, "TarCorrupt")
       assert.include(reason.message, `at byte ${second.offset - 512}: expected a tar header, found checksum`)
-    }))
+    })
+  )
   it.effect("a file that is no archive", () =>
     Effect.gen(function* () {
       const reason = yield* reasonOf(Source.open(yield* damaged("text.tar", new Uint8Array(2048).fill(97))))
       assert.include(reason.message, "no checksum")
-    }))
+    })
+  )
   it.effect("a cut or damaged gzip stream leaves nothing behind", () =>
     Effect.gen(function* () {
       const whole = yield* bytesOf(shared("cifar10/cifar10-train-000000.tar.gz"))
@@ -61,12 +72,14 @@ describe("damaged archives", () => {
         assert.strictEqual(streamed._tag, "TarCorrupt")
       }
       assert.deepStrictEqual(yield* Effect.promise(() => readdir(cacheFolder)), [])
-    }))
+    })
+  )
   it.effect("an archive without samples", () =>
     Effect.gen(function* () {
       const reason = yield* reasonOf(Source.open(yield* damaged("none.tar", new Uint8Array(10240))))
       assert.strictEqual(reason._tag, "EmptySource")
-    }))
+    })
+  )
 })
 
 describe("underful samples", () => {
@@ -76,10 +89,12 @@ describe("underful samples", () => {
       assert.strictEqual(reason._tag, "MissingComponent")
       assert.include(reason.message, `mpdata.tar: Underful sample detected: "000000" has no jpg or jpeg or png`)
       assert.include(reason.message, "present: mp")
-    }))
+    })
+  )
   it.effect("are counted when skipped", () =>
     Effect.gen(function* () {
       const found = yield* WebDataset.locate([fixture("webdataset/mpdata.tar")], { require: ["jpg"], missing: "skip" })
       assert.deepStrictEqual([found.samples.length, found.skippedCount], [0, 100])
-    }))
+    })
+  )
 })

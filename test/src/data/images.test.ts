@@ -5,7 +5,12 @@ import * as fc from "fast-check"
 import { existsSync, readdirSync, readFileSync } from "node:fs"
 import { bytesOf, fixture, numberedSource, reasonOf, shared } from "./sharedData.ts"
 
-const sample = (key: string, bytes: Uint8Array): Source.ImageSample => ({ key, origin: key, image: Image.encoded(bytes), label: null })
+const sample = (key: string, bytes: Uint8Array): Source.ImageSample => ({
+  key,
+  origin: key,
+  image: Image.encoded(bytes),
+  label: null
+})
 const decodeFile = (path: string, options: Decode.DecodeOptions) =>
   Effect.flatMap(bytesOf(path), (bytes) => Decode.decode(sample(path, bytes), options))
 const first = (image: Image.RawImage) => [...image.data.subarray(0, image.channels)]
@@ -27,13 +32,17 @@ describe("decoding", () => {
         assert.strictEqual(colour.data.length, colour.height * colour.width * 3)
         assert.strictEqual(gray.data.length, colour.height * colour.width)
         assert.isAbove(new Set(colour.data).size, 1)
-      }))
+      })
+    )
   }
   it.effect("lossless rewrites of a JPEG decode to the same pixels", () =>
     Effect.gen(function* () {
-      const [plain, ...others] = yield* Effect.forEach(["", "-progressive", "-restart"], (kind) => decodeFile(fixture(`images/Landscape_1${kind}.jpg`), { channels: 3 }))
+      const [plain, ...others] = yield* Effect.forEach(["", "-progressive", "-restart"], (kind) =>
+        decodeFile(fixture(`images/Landscape_1${kind}.jpg`), { channels: 3 })
+      )
       for (const other of others) assert.strictEqual(Buffer.compare(other.data, plain!.data), 0)
-    }))
+    })
+  )
   it.effect("all eight EXIF orientations show the same landscape; ignored, four lie on their side", () =>
     Effect.gen(function* () {
       const upright = yield* decodeFile(fixture("images/Landscape_1.jpg"), { channels: 3 })
@@ -41,27 +50,36 @@ describe("decoding", () => {
         const file = fixture(`images/Landscape_${orientation}.jpg`)
         const turned = yield* decodeFile(file, { channels: 3 })
         assert.deepStrictEqual([turned.height, turned.width], [450, 600])
-        const difference = turned.data.reduce((sum, value, at) => sum + Math.abs(value - upright.data[at]!), 0) / turned.data.length
+        const difference =
+          turned.data.reduce((sum, value, at) => sum + Math.abs(value - upright.data[at]!), 0) / turned.data.length
         assert.isBelow(difference, 25)
         const stored = yield* decodeFile(file, { channels: 3, orientation: "ignore" })
         assert.strictEqual(stored.height, orientation >= 5 ? 600 : 450)
       }
-    }))
+    })
+  )
   it.effect("transparent pixels show the background", () =>
     Effect.gen(function* () {
       const file = fixture("images/tbgn2c16.png")
       assert.deepStrictEqual(first(yield* decodeFile(file, { channels: 3 })), [255, 255, 255])
       assert.deepStrictEqual(first(yield* decodeFile(file, { channels: 3, background: [10, 20, 30] })), [10, 20, 30])
-    }))
+    })
+  )
   it.effect("16 bits keep their high byte", () =>
     Effect.map(decodeFile(fixture("images/Flag_of_the_Netherlands-16bit.png"), { channels: 3 }), (image) =>
-      assert.deepStrictEqual(first(image), [174, 28, 40])))
+      assert.deepStrictEqual(first(image), [174, 28, 40])
+    )
+  )
   it.effect("raw pixels are not decoded, only widened", () =>
     Effect.gen(function* () {
       const raw = yield* numberedSource(9).get(7)
       assert.strictEqual(yield* Decode.decode(raw, { channels: 1 }), raw.image)
-      assert.deepStrictEqual([...(yield* Decode.decode(raw, { channels: 3 })).data], Array.from({ length: 12 }, () => 7))
-    }))
+      assert.deepStrictEqual(
+        [...(yield* Decode.decode(raw, { channels: 3 })).data],
+        Array.from({ length: 12 }, () => 7)
+      )
+    })
+  )
 })
 
 interface Reference {
@@ -72,7 +90,9 @@ interface Reference {
 }
 
 describe("Pillow's bicubic resize and crop (CLIP)", () => {
-  const { images } = JSON.parse(readFileSync(fixture("clip-preprocess/preprocess.json"), "utf8")) as { images: ReadonlyArray<Reference> }
+  const { images } = JSON.parse(readFileSync(fixture("clip-preprocess/preprocess.json"), "utf8")) as {
+    images: ReadonlyArray<Reference>
+  }
   const stored = (source: string) =>
     Effect.gen(function* () {
       const [archive, name] = source.split(":")
@@ -104,28 +124,40 @@ describe("Pillow's bicubic resize and crop (CLIP)", () => {
         // Pillow resizes the four inks and then converts; here inks are converted when decoding.
         if (name.includes("CMYK")) assert.isBelow(sum / expected.data.length, 1)
         else assert.isAtMost(largest, 1)
-      }))
+      })
+    )
   }
 })
 
 describe("resize", () => {
   const picture = (height: number, width: number, channels: 1 | 3, value: (at: number) => number) =>
-    Image.raw(height, width, channels, Uint8Array.from({ length: height * width * channels }, (_, at) => value(at)))
+    Image.raw(
+      height,
+      width,
+      channels,
+      Uint8Array.from({ length: height * width * channels }, (_, at) => value(at))
+    )
   const side = fc.integer({ min: 1, max: 40 })
   it("keeps a flat picture flat, and its own size untouched", () =>
-    fc.assert(fc.property(side, side, side, side, fc.nat(255), (height, width, toHeight, toWidth, level) => {
-      const flat = picture(height, width, 3, () => level)
-      for (const kind of ["bilinear", "bicubic"] as const) {
-        assert.isTrue(Resample.resize(flat, { height: toHeight, width: toWidth }, kind).data.every((value) => value === level))
-        assert.strictEqual(Resample.resize(flat, { height, width }, kind), flat)
-      }
-    })))
+    fc.assert(
+      fc.property(side, side, side, side, fc.nat(255), (height, width, toHeight, toWidth, level) => {
+        const flat = picture(height, width, 3, () => level)
+        for (const kind of ["bilinear", "bicubic"] as const) {
+          assert.isTrue(
+            Resample.resize(flat, { height: toHeight, width: toWidth }, kind).data.every((value) => value === level)
+          )
+          assert.strictEqual(Resample.resize(flat, { height, width }, kind), flat)
+        }
+      })
+    ))
   it("of a box equals the resize of the cut box", () =>
-    fc.assert(fc.property(side, side, side, side, (height, width, toHeight, toWidth) => {
-      const image = picture(50, 45, 3, (at) => (at * 37) % 256)
-      const box = { top: 3, left: 4, height, width }
-      const direct = Resample.resize(image, { height: toHeight, width: toWidth }, "bicubic", box)
-      const viaCut = Resample.resize(Resample.cut(image, box), { height: toHeight, width: toWidth }, "bicubic")
-      assert.strictEqual(Buffer.compare(direct.data, viaCut.data), 0)
-    })))
+    fc.assert(
+      fc.property(side, side, side, side, (height, width, toHeight, toWidth) => {
+        const image = picture(50, 45, 3, (at) => (at * 37) % 256)
+        const box = { top: 3, left: 4, height, width }
+        const direct = Resample.resize(image, { height: toHeight, width: toWidth }, "bicubic", box)
+        const viaCut = Resample.resize(Resample.cut(image, box), { height: toHeight, width: toWidth }, "bicubic")
+        assert.strictEqual(Buffer.compare(direct.data, viaCut.data), 0)
+      })
+    ))
 })

@@ -23,13 +23,20 @@ describe("threefry", () => {
 
 describe("draws", () => {
   it("every word of the key counts, and nothing else", () =>
-    fc.assert(fc.property(fc.nat(), fc.nat(1e6), fc.nat(), (seed, epoch, index) => {
-      const first = (a: number, b: number, c: number, d: number) => Random.make(a, b, c, d).bits()
-      const one = first(2, seed, epoch, index)
-      assert.strictEqual(first(2, seed, epoch, index), one)
-      const others = [first(3, seed, epoch, index), first(2, seed + 1, epoch, index), first(2, seed, epoch + 1, index), first(2, seed, epoch, index + 1)]
-      assert.isFalse(others.includes(one))
-    })))
+    fc.assert(
+      fc.property(fc.nat(), fc.nat(1e6), fc.nat(), (seed, epoch, index) => {
+        const first = (a: number, b: number, c: number, d: number) => Random.make(a, b, c, d).bits()
+        const one = first(2, seed, epoch, index)
+        assert.strictEqual(first(2, seed, epoch, index), one)
+        const others = [
+          first(3, seed, epoch, index),
+          first(2, seed + 1, epoch, index),
+          first(2, seed, epoch + 1, index),
+          first(2, seed, epoch, index + 1)
+        ]
+        assert.isFalse(others.includes(one))
+      })
+    ))
   it("uniform, whole, normal and beta numbers have their moments", () => {
     const random = Random.make(Random.purposes.augment, 7, 0, 0)
     const count = 40_000
@@ -53,18 +60,21 @@ describe("draws", () => {
 
 describe("the order of an epoch", () => {
   it("is a permutation, and a pure function of seed and epoch", () =>
-    fc.assert(fc.property(fc.nat(), fc.nat(50), fc.integer({ min: 0, max: 3000 }), (seed, epoch, count) => {
-      const order = Order.shuffled(seed, epoch, count)
-      const again = Order.shuffled(seed, epoch, count)
-      const seen = new Uint8Array(count)
-      for (let position = 0; position < count; position++) {
-        seen[order.at(position)]! += 1
-        assert.strictEqual(order.at(position), again.at(position))
-      }
-      assert.isTrue(seen.every((times) => times === 1))
-    })))
+    fc.assert(
+      fc.property(fc.nat(), fc.nat(50), fc.integer({ min: 0, max: 3000 }), (seed, epoch, count) => {
+        const order = Order.shuffled(seed, epoch, count)
+        const again = Order.shuffled(seed, epoch, count)
+        const seen = new Uint8Array(count)
+        for (let position = 0; position < count; position++) {
+          seen[order.at(position)]! += 1
+          assert.strictEqual(order.at(position), again.at(position))
+        }
+        assert.isTrue(seen.every((times) => times === 1))
+      })
+    ))
   it("differs between epochs and seeds", () => {
-    const list = (seed: number, epoch: number) => Array.from({ length: 100 }, (_, position) => Order.shuffled(seed, epoch, 100).at(position)).join()
+    const list = (seed: number, epoch: number) =>
+      Array.from({ length: 100 }, (_, position) => Order.shuffled(seed, epoch, 100).at(position)).join()
     assert.strictEqual(new Set([list(1, 0), list(1, 1), list(2, 0), list(2, 1)]).size, 4)
   })
   it("gives every order of three the same chance", () => {
@@ -88,14 +98,17 @@ describe("cursor", () => {
       const text = yield* Schema.encodeEffect(codec)(cursor)
       assert.deepStrictEqual(yield* Schema.decodeEffect(codec)(text), cursor)
       assert.strictEqual((yield* Effect.result(Schema.decodeEffect(codec)(text.replace("7", "-7"))))._tag, "Failure")
-    }))
+    })
+  )
   it.effect("of other data, another seed, or beyond the end is refused", () =>
     Effect.gen(function* () {
-      const refused = (cursor: Cursor.Cursor) => Effect.map(reasonOf(Cursor.check(cursor, source, 3)), (reason) => reason.message)
+      const refused = (cursor: Cursor.Cursor) =>
+        Effect.map(reasonOf(Cursor.check(cursor, source, 3)), (reason) => reason.message)
       const good = Cursor.start(3, "d1")
       assert.deepStrictEqual(yield* Cursor.check(good, source, 3), good)
       assert.include(yield* refused({ ...good, sourceDigest: "d2" }), "source digest d2, this source has d1")
       assert.include(yield* refused({ ...good, seed: 4 }), "seed 4")
       assert.include(yield* refused({ ...good, position: 11 }), "at most 10")
-    }))
+    })
+  )
 })

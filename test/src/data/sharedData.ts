@@ -8,7 +8,8 @@ import { tmpdir } from "node:os"
 import { join, resolve } from "node:path"
 
 const folder = process.env["TESSERA_SHARED"] ?? resolve(import.meta.dirname, "../../../../shared/data")
-if (!existsSync(folder)) throw new Error(`these tests need real data: no folder ${folder}; put it there or set TESSERA_SHARED`)
+if (!existsSync(folder))
+  throw new Error(`these tests need real data: no folder ${folder}; put it there or set TESSERA_SHARED`)
 
 export const shared = (path: string): string => join(folder, path)
 export const fixture = (path: string): string => shared(join("fixtures", path))
@@ -37,6 +38,10 @@ export const numbered = (index: number, side = 2): Source.ImageSample => ({
 })
 
 export const numberedSource = (count: number, side = 2): Source.Source<Source.ImageSample> =>
-  Source.fromArray("numbered", Array.from({ length: count }, (_, index) => numbered(index, side)), { digest: `numbered-${count}` })
+  Source.fromArray(
+    "numbered",
+    Array.from({ length: count }, (_, index) => numbered(index, side)),
+    { digest: `numbered-${count}` }
+  )
 
 export const native = Effect.provide(Augmenter.Augmenter.layerNative)

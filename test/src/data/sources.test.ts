@@ -37,7 +37,8 @@ describe("shard patterns", () => {
       const empty = yield* reasonOf(Source.open(join(folder, "empty.tar")))
       assert.strictEqual(empty._tag, "ShardUnavailable")
       assert.include(empty.message, "0 bytes")
-    }))
+    })
+  )
 })
 
 describe("counts of real archives", () => {
@@ -59,16 +60,22 @@ describe("counts of real archives", () => {
         const source = yield* Source.open(`shards:${shared(pattern)}`)
         assert.strictEqual(source.count, count)
         assert.strictEqual(source.classes?.length ?? null, classCount)
-      }))
+      })
+    )
   }
-  const archives: ReadonlyArray<readonly [string, number, string]> = [["mpdata.tar", 100, "mp"], ["compressed.tar", 3, "txt"], ["testgz.tar", 1_000, "txt"]]
+  const archives: ReadonlyArray<readonly [string, number, string]> = [
+    ["mpdata.tar", 100, "mp"],
+    ["compressed.tar", 3, "txt"],
+    ["testgz.tar", 1_000, "txt"]
+  ]
   for (const [name, count, extension] of archives) {
     it.effect(`${name}: ${count} samples with ${extension}`, () =>
       Effect.gen(function* () {
         const source = yield* WebDataset.open([fixture(`webdataset/${name}`)])
         assert.strictEqual(source.count, count)
         assert.deepStrictEqual([...(yield* source.get(count - 1)).components.keys()], [extension])
-      }))
+      })
+    )
   }
   it.effect("a gzipped member arrives unpacked", () =>
     Effect.gen(function* () {
@@ -76,24 +83,35 @@ describe("counts of real archives", () => {
       const sample = yield* source.get(0)
       assert.strictEqual(sample.key, "compressed/0001")
       assert.strictEqual(Buffer.from(sample.components.get("txt")!).toString(), "hello\n")
-    }))
+    })
+  )
   it.effect("the CIFAR test set has 1,000 samples of each class, with labels that fit their keys", () =>
     Effect.gen(function* () {
       const source = yield* Source.open(shared("cifar10/cifar10-test-{000000..000003}.tar"))
       const counts = new Int32Array(10)
-      yield* Effect.forEach(Array.from({ length: source.count }, (_, index) => index), (index) =>
-        Effect.map(source.get(index), (sample) => {
-          counts[sample.label!]! += 1
-          if (!sample.key.startsWith(source.classes![sample.label!]!)) assert.fail(`${sample.key} has label ${sample.label}`)
-        }), { concurrency: 4, discard: true })
-      assert.deepStrictEqual([...counts], Array.from({ length: 10 }, () => 1000))
-    }))
+      yield* Effect.forEach(
+        Array.from({ length: source.count }, (_, index) => index),
+        (index) =>
+          Effect.map(source.get(index), (sample) => {
+            counts[sample.label!]! += 1
+            if (!sample.key.startsWith(source.classes![sample.label!]!))
+              assert.fail(`${sample.key} has label ${sample.label}`)
+          }),
+        { concurrency: 4, discard: true }
+      )
+      assert.deepStrictEqual(
+        [...counts],
+        Array.from({ length: 10 }, () => 1000)
+      )
+    })
+  )
   it.effect("text and json arrive with the image", () =>
     Effect.gen(function* () {
       const source = yield* Source.open(shared("flickr8k-mini/flickr8k-val-000000.tar"))
       const sample = yield* source.get(3)
       assert.strictEqual(sample.text?.trim(), (sample.json as { captions: ReadonlyArray<string> }).captions[0])
-    }))
+    })
+  )
 })
 
 describe("tar", () => {
@@ -103,11 +121,18 @@ describe("tar", () => {
       const members = yield* Tar.index(file)
       const entries = yield* Stream.runCollect(Tar.entries(file))
       const archive = yield* bytesOf(file)
-      assert.deepStrictEqual(members.map((member) => member.name), entries.map((entry) => entry.name))
+      assert.deepStrictEqual(
+        members.map((member) => member.name),
+        entries.map((entry) => entry.name)
+      )
       for (const [at, member] of members.entries()) {
-        assert.strictEqual(Buffer.compare(archive.subarray(member.offset, member.offset + member.size), entries[at]!.bytes), 0)
+        assert.strictEqual(
+          Buffer.compare(archive.subarray(member.offset, member.offset + member.size), entries[at]!.bytes),
+          0
+        )
       }
-    }))
+    })
+  )
   it.effect("a gzipped archive is read by its magic bytes, not its name", () =>
     Effect.gen(function* () {
       assert.strictEqual((yield* Stream.runCollect(Tar.entries(fixture("webdataset/sample.tgz")))).length, 180)
@@ -119,11 +144,15 @@ describe("tar", () => {
       assert.strictEqual(source.count, 500)
       const unpacked = yield* Tar.plain(disguised, join(folder, "cache"))
       assert.strictEqual(Buffer.compare(yield* bytesOf(unpacked), plain), 0)
-    }))
+    })
+  )
 })
 
 describe("idx", () => {
-  for (const [split, count] of [["train", 60_000], ["test", 10_000]] as const) {
+  for (const [split, count] of [
+    ["train", 60_000],
+    ["test", 10_000]
+  ] as const) {
     it.effect(`MNIST ${split}: ${count}`, () =>
       Effect.gen(function* () {
         const source = yield* Source.open(`idx:${mnistFolder}`, { split })
@@ -132,13 +161,15 @@ describe("idx", () => {
         const sample = yield* source.get(0)
         assert.strictEqual(sample.label, split === "train" ? 5 : 7)
         assert.deepInclude(sample.image, { _tag: "Raw", height: 28, width: 28, channels: 1 })
-      }))
+      })
+    )
   }
   const stored = (name: string) => Effect.promise(() => readFile(join(mnistFolder, "data", name)))
   const written = (files: Record<string, Uint8Array>) =>
     Effect.gen(function* () {
       const folder = yield* temporaryFolder
-      for (const [name, bytes] of Object.entries(files)) yield* Effect.promise(() => writeFile(join(folder, name), bytes))
+      for (const [name, bytes] of Object.entries(files))
+        yield* Effect.promise(() => writeFile(join(folder, name), bytes))
       return folder
     })
   it.effect("gzipped files are the same set", () =>
@@ -149,7 +180,8 @@ describe("idx", () => {
       })
       const source = yield* Source.open(`idx:${folder}`, { split: "test" })
       assert.strictEqual(source.digest, (yield* Source.open(`idx:${mnistFolder}`, { split: "test" })).digest)
-    }))
+    })
+  )
   it.effect("wrong magic, wrong counts and cut files are told apart", () =>
     Effect.gen(function* () {
       const images = yield* stored("t10k-images-idx3-ubyte")
@@ -169,7 +201,8 @@ describe("idx", () => {
       assert.include(yield* message(images, Buffer.concat([header(0x801, 3), new Uint8Array(3)])), "holds 3 labels")
       assert.include(yield* message(images.subarray(0, 10), labels), "expected an idx header of 16")
       assert.include((yield* reasonOf(Source.open("idx:/nowhere"))).message, "no such file")
-    }))
+    })
+  )
 })
 
 describe("image folders", () => {
@@ -193,20 +226,24 @@ describe("image folders", () => {
       assert.notStrictEqual(less.digest, source.digest)
       assert.strictEqual((yield* reasonOf(ImageFolder.open(folder, { classesFraction: 0 })))._tag, "BadRequest")
       assert.strictEqual((yield* reasonOf(Source.open(`folder:${join(folder, "ant")}`)))._tag, "EmptySource")
-    }))
+    })
+  )
 })
 
 describe("sources", () => {
   it.effect("an unknown form is answered with the known ones", () =>
-    Effect.map(reasonOf(Source.open("parquet:x")), (reason) => assert.include(reason.message, `"idx:FOLDER"`)))
+    Effect.map(reasonOf(Source.open("parquet:x")), (reason) => assert.include(reason.message, `"idx:FOLDER"`))
+  )
   it("parts cover every sample once", () =>
-    fc.assert(fc.property(fc.integer({ min: 0, max: 1000 }), fc.integer({ min: 1, max: 40 }), (count, parts) => {
-      const ranges = Array.from({ length: parts }, (_, index) => Order.part(count, index, parts))
-      assert.strictEqual(ranges[0]!.start, 0)
-      assert.strictEqual(ranges.at(-1)!.end, count)
-      for (const [index, range] of ranges.entries()) {
-        assert.strictEqual(range.start, Math.floor((count * index) / parts))
-        if (index > 0) assert.strictEqual(range.start, ranges[index - 1]!.end)
-      }
-    })))
+    fc.assert(
+      fc.property(fc.integer({ min: 0, max: 1000 }), fc.integer({ min: 1, max: 40 }), (count, parts) => {
+        const ranges = Array.from({ length: parts }, (_, index) => Order.part(count, index, parts))
+        assert.strictEqual(ranges[0]!.start, 0)
+        assert.strictEqual(ranges.at(-1)!.end, count)
+        for (const [index, range] of ranges.entries()) {
+          assert.strictEqual(range.start, Math.floor((count * index) / parts))
+          if (index > 0) assert.strictEqual(range.start, ranges[index - 1]!.end)
+        }
+      })
+    ))
 })
