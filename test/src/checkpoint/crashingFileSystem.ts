@@ -14,11 +14,20 @@ const stopped = (method: string, code: string) =>
   systemError({ _tag: "Unknown", module: "FileSystem", method, cause: Object.assign(new Error(code), { code }) })
 
 /**
- * Lets `limit` changes (create, write, flush, rename, remove, make a folder) through. The next one happens by half where
+ * What was written and never flushed is lost with the machine: such files are empty afterwards. Lets `limit` changes (create, write, flush, rename, remove, make a folder) through. The next one happens by half where
  * it can (half of the bytes, half of the tree), and nothing works from then on.
  */
 export const crashAfter = (inner: FileSystem.FileSystem, limit: number, code = "EKILLED"): Crash => {
   let done = 0
+  const unflushed = new Set<string>()
+  const lose = Effect.suspend(() => Effect.forEach(unflushed, (path) => Effect.ignore(inner.truncate(path, 0))))
+  const follow = (from: string, to: string) =>
+    Effect.sync(() => {
+      for (const path of [...unflushed].filter((one) => one.startsWith(`${from}/`))) {
+        unflushed.delete(path)
+        unflushed.add(to + path.slice(from.length))
+      }
+    })
   const change = <A, R>(
     method: string,
     effect: Effect.Effect<A, PlatformError, R>,
@@ -28,12 +37,12 @@ export const crashAfter = (inner: FileSystem.FileSystem, limit: number, code = "
       done++
       if (done <= limit) return effect
       const fail = Effect.fail(stopped(method, code))
-      return done === limit + 1 ? Effect.andThen(Effect.ignore(half), fail) : fail
+      return done === limit + 1 ? Effect.ignore(half).pipe(Effect.andThen(lose), Effect.andThen(fail)) : fail
     })
   const fs: FileSystem.FileSystem = {
     ...inner,
     makeDirectory: (path, options) => change("makeDirectory", inner.makeDirectory(path, options)),
-    rename: (from, to) => change("rename", inner.rename(from, to)),
+    rename: (from, to) => change("rename", Effect.andThen(inner.rename(from, to), follow(from, to))),
     remove: (path, options) =>
       change(
         "remove",
@@ -52,9 +61,18 @@ export const crashAfter = (inner: FileSystem.FileSystem, limit: number, code = "
       }
       return Effect.map(change("open", inner.open(path, options)), (file) => ({
         ...wrap(file),
-        sync: change("sync", file.sync),
+        sync: change(
+          "sync",
+          Effect.andThen(
+            file.sync,
+            Effect.sync(() => void unflushed.delete(path))
+          )
+        ),
         writeAll: (bytes: Uint8Array) =>
-          change("writeAll", file.writeAll(bytes), file.writeAll(bytes.subarray(0, bytes.byteLength >> 1)))
+          Effect.andThen(
+            Effect.sync(() => unflushed.add(path)),
+            change("writeAll", file.writeAll(bytes), file.writeAll(bytes.subarray(0, bytes.byteLength >> 1)))
+          )
       }))
     }
   }

@@ -247,6 +247,22 @@ describe("the checkpoint store", () => {
     }).pipe(inNode)
   )
 
+  it.live("leaves nothing behind when a save is interrupted", () =>
+    Effect.gen(function* () {
+      const folder = yield* temporary
+      const [first] = tensorsOf(1)
+      const slow: TensorRecord = { ...first!, name: "slow", data: Effect.never }
+      const left = yield* withStore({ folder }, (store) =>
+        Effect.gen(function* () {
+          yield* store.save(checkpointOf(1))
+          yield* Effect.timeoutOption(store.save({ step: 2, tensors: [first!, slow], state: null }), "30 millis")
+          return yield* Effect.flatMap(FileSystem.FileSystem, (fs) => fs.readDirectory(folder))
+        }).pipe(Effect.provide(NodeFileSystem.layer))
+      )
+      assert.deepEqual(left, ["step-00000001"])
+    }).pipe(Effect.scoped, inNode)
+  )
+
   it.effect("refuses what is no checkpoint", () =>
     Effect.gen(function* () {
       const folder = yield* temporary
@@ -264,6 +280,11 @@ describe("the checkpoint store", () => {
       )
       assert.match(yield* save([first!], { a: [1, { b: NaN }] } as never), /state\.a\[1\]\.b is NaN/)
       assert.match(yield* save([first!], { a: undefined } as never), /state\.a is of type undefined/)
+      const halfStep = withStore({ folder }, (store) => store.save({ ...checkpointOf(1), step: 1.5 }))
+      assert.match((yield* Effect.flip(halfStep)).message, /1\.5 is not a whole number/)
+      const part = { step: 1, token: "../run", part: "rank-0", tensors: [] }
+      const outside = withStore({ folder }, (store) => store.savePart(part))
+      assert.match((yield* Effect.flip(outside)).message, /"\.\.\/run": only letters/)
       assert.deepEqual(yield* Effect.flatMap(FileSystem.FileSystem, (fs) => fs.readDirectory(folder)), [])
     }).pipe(inNode)
   )
@@ -290,16 +311,14 @@ describe("the checkpoint store", () => {
           const ends = [0, ...points.filter((p) => p < size).toSorted((a, b) => a - b), size]
           return ends.slice(1).map((end, i) => [ends[i]!, end - ends[i]!] as const)
         })
-      const mesh = fc
-        .tuple(fc.integer({ min: 1, max: 6 }), fc.integer({ min: 1, max: 6 }))
-        .chain(([embed, heads]) =>
-          fc.record({
-            embed: fc.constant(embed),
-            heads: fc.constant(heads),
-            saved: fc.tuple(cut(embed), cut(heads)),
-            loaded: fc.tuple(cut(embed), cut(heads))
-          })
-        )
+      const mesh = fc.tuple(fc.integer({ min: 1, max: 6 }), fc.integer({ min: 1, max: 6 })).chain(([embed, heads]) =>
+        fc.record({
+          embed: fc.constant(embed),
+          heads: fc.constant(heads),
+          saved: fc.tuple(cut(embed), cut(heads)),
+          loaded: fc.tuple(cut(embed), cut(heads))
+        })
+      )
       yield* Effect.promise(() =>
         fc.assert(
           fc.asyncProperty(mesh, ({ embed, heads, saved, loaded }) =>

@@ -49,6 +49,20 @@ const folderName = (step: number) => `step-${String(step).padStart(8, "0")}`
 const folderPattern = /^step-(\d{8,})$/
 const leftoverPattern = /^\.(step-\d{8,})\.(partial|replaced|trash)-/
 
+const invalid = (path: string, what: string, detail: string) =>
+  new CheckpointError({ path, reason: new InvalidCheckpoint({ what, detail }) })
+
+/** Names become file names and steps folder names: what would not be found again is refused. */
+const checkNames = (path: string, step: number, names: ReadonlyArray<string>): Effect.Effect<void, CheckpointError> => {
+  if (!Number.isSafeInteger(step) || step < 0) {
+    return Effect.fail(invalid(path, "the step", `${step} is not a whole number from 0`))
+  }
+  const bad = names.find((name) => !/^[A-Za-z0-9_-]*$/.test(name))
+  return bad === undefined
+    ? Effect.void
+    : Effect.fail(invalid(path, `the name "${bad}"`, "only letters, digits, - and _ are allowed"))
+}
+
 const make = Effect.fnUntraced(function* (options: FileCheckpointsOptions) {
   const fs = yield* FileSystem.FileSystem
   const { folder, owner = true, maxFileBytes = 4 * 2 ** 30 } = options
@@ -109,6 +123,7 @@ const make = Effect.fnUntraced(function* (options: FileCheckpointsOptions) {
   const savePart: CheckpointStore["Service"]["savePart"] = Effect.fn("CheckpointStore.savePart")(function* (request) {
     const path = `${folder}/${folderName(request.step)}`
     const partial = `${folder}/${partialOf(request.step, request.token)}`
+    yield* checkNames(path, request.step, [request.token, request.part])
     yield* fs.makeDirectory(partial, { recursive: true }).pipe(failedAt(path))
     return yield* CheckpointParts.writePart(fs, partial, { ...request, path, maxFileBytes })
   })
@@ -120,10 +135,7 @@ const make = Effect.fnUntraced(function* (options: FileCheckpointsOptions) {
   ) {
     const { step, state, metric } = checkpoint
     const problem = CheckpointParts.jsonProblem(state)
-    if (problem !== undefined) {
-      const reason = new InvalidCheckpoint({ what: "the state of the checkpoint", detail: problem })
-      return yield* new CheckpointError({ path, reason })
-    }
+    if (problem !== undefined) return yield* invalid(path, "the state of the checkpoint", problem)
     const usable = metric !== undefined && Number.isFinite(metric.value)
     if (metric !== undefined && !usable) {
       yield* Effect.logWarning(
@@ -140,10 +152,14 @@ const make = Effect.fnUntraced(function* (options: FileCheckpointsOptions) {
       state,
       ...(usable ? { metric: { name: metric.name, value: metric.value } } : {})
     }
-    const text = new TextEncoder().encode(CheckpointManifest.encode(manifest, sha256))
+    const text = CheckpointManifest.encode(manifest, sha256)
+    // What cannot be read back must not take a checkpoint's name.
+    yield* Effect.fromResult(CheckpointManifest.decode(text, sha256)).pipe(
+      Effect.mapError((error) => invalid(path, "the manifest", String(error)))
+    )
     yield* Effect.gen(function* () {
       const file = yield* createFile(fs, `${partial}/${CheckpointManifest.fileName}`)
-      yield* file.append(text)
+      yield* file.append(new TextEncoder().encode(text))
       yield* file.finish
       yield* syncFolder(fs, partial)
     }).pipe(Effect.scoped, failedAt(path))
@@ -165,6 +181,7 @@ const make = Effect.fnUntraced(function* (options: FileCheckpointsOptions) {
     const { step, token } = checkpoint
     const path = `${folder}/${folderName(step)}`
     const partial = `${folder}/${partialOf(step, token)}`
+    yield* checkNames(path, step, [token])
     yield* fs.makeDirectory(partial, { recursive: true }).pipe(failedAt(path))
     const manifest = yield* writeManifest(partial, path, checkpoint)
     yield* Effect.uninterruptible(publish(partial, step)).pipe(failedAt(path))
