@@ -2,6 +2,7 @@ import { assert, describe, it } from "@effect/vitest"
 import type { AttentionWeights } from "@tessera/cli/pictures/AttentionPicture"
 import { attentionPicture, patchMap, rollout } from "@tessera/cli/pictures/AttentionPicture"
 import * as Glyphs from "@tessera/cli/pictures/Glyphs"
+import { historyOf } from "@tessera/cli/pictures/History"
 import { svgToPng } from "@tessera/cli/pictures/Render"
 import * as Report from "@tessera/cli/pictures/Report"
 import { sampleGrid } from "@tessera/cli/pictures/SampleGrid"
@@ -129,6 +130,27 @@ describe("the curves", () => {
   it("escape what they are called", () => {
     const chart = { title: "<script>&", xLabel: "x", yLabel: "y", series: [] }
     assert.notInclude(Svg.charts([chart]), "<script>")
+  })
+})
+
+describe("the history", () => {
+  it("takes the steps and one kind of evaluation", () => {
+    const common = { time: 0, run: "r", epoch: 1, samples: 10, seconds: 1 }
+    const step = { totalSteps: 9, learningRate: 0.1, gradientNorm: 1, dataSeconds: 0, skippedSamples: 0 }
+    const found = historyOf([
+      { kind: "step", ...common, ...step, step: 1, loss: 2 },
+      { kind: "evaluation", ...common, step: 1, name: "validation", loss: 3 },
+      { kind: "evaluation", ...common, step: 1, name: "retrieval" },
+      { kind: "event", time: 0, run: "r", step: 1, name: "checkpoint", message: "saved" }
+    ])
+    assert.deepEqual(
+      found.steps.map(({ loss }) => loss),
+      [2]
+    )
+    assert.deepEqual(
+      found.evaluations.map(({ loss }) => loss),
+      [3]
+    )
   })
 })
 
