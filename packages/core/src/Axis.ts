@@ -14,13 +14,15 @@ export interface Axis<N extends string = string> {
 export type Axes = ReadonlyArray<Axis>
 
 export const make = <N extends string>(name: N, size: number, logical: number = size): Axis<N> => {
-  if (!Number.isInteger(size) || size < 0) invalid("axis", `axis "${name}" has size ${size}; a size is a whole number of at least 0`)
+  if (!Number.isInteger(size) || size < 0)
+    invalid("axis", `axis "${name}" has size ${size}; a size is a whole number of at least 0`)
   if (!(logical <= size)) invalid("axis", `axis "${name}" is stored in ${size} but means ${logical} elements`)
   return { name, size, logical }
 }
 
 /** `{ batch: 8, embed: 16 }` to axes, in the order written. */
-export const list = (sizes: Readonly<Record<string, number>>): Axes => Object.entries(sizes).map(([name, size]) => make(name, size))
+export const list = (sizes: Readonly<Record<string, number>>): Axes =>
+  Object.entries(sizes).map(([name, size]) => make(name, size))
 
 export const names = (axes: Axes): ReadonlyArray<string> => axes.map((a) => a.name)
 
@@ -62,7 +64,8 @@ export const inOrder = (operation: string, lists: ReadonlyArray<Axes>): Axes => 
 
 /** Same names and sizes, in any order. */
 export const equal = (a: Axes, b: Axes): boolean =>
-  a.length === b.length && a.every((x) => b.some((y) => y.name === x.name && y.size === x.size && y.logical === x.logical))
+  a.length === b.length &&
+  a.every((x) => b.some((y) => y.name === x.name && y.size === x.size && y.logical === x.logical))
 
 export const print = (axes: Axes): string =>
   `[${axes.map((a) => `${a.name}=${a.size}${a.logical === a.size ? "" : `(${a.logical})`}`).join(", ")}]`

@@ -136,7 +136,8 @@ export const refuse = (reason: Reason): never => {
 }
 
 /** Throws a `ProgramError` of kind `InvalidOperation`. */
-export const invalid = (operation: string, problem: string): never => refuse(new InvalidOperation({ operation, problem }))
+export const invalid = (operation: string, problem: string): never =>
+  refuse(new InvalidOperation({ operation, problem }))
 
 /** The name in `known` nearest to `name` by edit distance, if any is near enough to be meant. */
 export const nearest = (name: string, known: ReadonlyArray<string>): string | null => {

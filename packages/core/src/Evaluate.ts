@@ -19,7 +19,12 @@ const stored = (x: HostArray, type: TensorType): HostArray =>
 export type Observer = (equation: Equation, results: ReadonlyArray<Lockstep>) => void
 
 /** Values of the outputs, one array per rank. Every input holds one array per rank. */
-export const lockstep = (body: Body, inputs: ReadonlyArray<Lockstep>, ranks: number, observe?: Observer): ReadonlyArray<Lockstep> => {
+export const lockstep = (
+  body: Body,
+  inputs: ReadonlyArray<Lockstep>,
+  ranks: number,
+  observe?: Observer
+): ReadonlyArray<Lockstep> => {
   const env = new Map<AnyTensor, Lockstep>(body.inputs.map((x, i) => [x, inputs[i]!]))
   const call = (inner: Body, xs: ReadonlyArray<Lockstep>) => lockstep(inner, xs, ranks, observe)
   for (const e of body.equations) {
@@ -40,7 +45,8 @@ const one = (
   call: (inner: Body, xs: ReadonlyArray<Lockstep>) => ReadonlyArray<Lockstep>
 ): ReadonlyArray<Lockstep> => {
   const { meaning } = e.primitive
-  if (meaning.kind === "region") return meaning.evaluate(xs, e.params, call, types).map((l, i) => l.map((a) => stored(a, types[i]!)))
+  if (meaning.kind === "region")
+    return meaning.evaluate(xs, e.params, call, types).map((l, i) => l.map((a) => stored(a, types[i]!)))
   if (meaning.kind === "composite") {
     return call(
       decomposition(
@@ -62,14 +68,29 @@ const one = (
 }
 
 /** Values of the outputs on a single device. */
-export const run = (body: Body, inputs: ReadonlyArray<HostArray>, observe?: Observer): Result.Result<ReadonlyArray<HostArray>, ProgramError> => {
-  const wrong = body.inputs.findIndex((x, i) => inputs[i] === undefined || !Axis.equal(x.type.axes, inputs[i]!.axes) || x.type.dtype !== inputs[i]!.dtype)
+export const run = (
+  body: Body,
+  inputs: ReadonlyArray<HostArray>,
+  observe?: Observer
+): Result.Result<ReadonlyArray<HostArray>, ProgramError> => {
+  const wrong = body.inputs.findIndex(
+    (x, i) => inputs[i] === undefined || !Axis.equal(x.type.axes, inputs[i]!.axes) || x.type.dtype !== inputs[i]!.dtype
+  )
   if (wrong >= 0 || inputs.length !== body.inputs.length) {
-    const expected = wrong < 0 ? `${body.inputs.length} inputs` : `${body.inputs[wrong]!.type.dtype}${Axis.print(body.inputs[wrong]!.type.axes)}`
-    const found = wrong < 0 || inputs[wrong] === undefined ? `${inputs.length} inputs` : `${inputs[wrong]!.dtype}${Axis.print(inputs[wrong]!.axes)}`
+    const expected =
+      wrong < 0
+        ? `${body.inputs.length} inputs`
+        : `${body.inputs[wrong]!.type.dtype}${Axis.print(body.inputs[wrong]!.type.axes)}`
+    const found =
+      wrong < 0 || inputs[wrong] === undefined
+        ? `${inputs.length} inputs`
+        : `${inputs[wrong]!.dtype}${Axis.print(inputs[wrong]!.axes)}`
     return Result.fail(
       new ProgramError({
-        reason: new InvalidOperation({ operation: "run", problem: `input ${Math.max(0, wrong)}: expected ${expected}, found ${found}` }),
+        reason: new InvalidOperation({
+          operation: "run",
+          problem: `input ${Math.max(0, wrong)}: expected ${expected}, found ${found}`
+        }),
         path: "",
         source: ""
       })
@@ -85,4 +106,5 @@ export const run = (body: Body, inputs: ReadonlyArray<HostArray>, observe?: Obse
 }
 
 /** `run` that throws its error. */
-export const runUnsafe = (body: Body, inputs: ReadonlyArray<HostArray>): ReadonlyArray<HostArray> => Result.getOrThrow(run(body, inputs))
+export const runUnsafe = (body: Body, inputs: ReadonlyArray<HostArray>): ReadonlyArray<HostArray> =>
+  Result.getOrThrow(run(body, inputs))

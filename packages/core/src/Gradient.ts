@@ -160,9 +160,12 @@ export const valueAndGrad = (body: Body, wrt: ReadonlyArray<number>): Body => {
   const back = pullback(outputs.map((o, i) => (i === 0 ? broadcast(constant(1, o.type.dtype), o.type.axes) : null)))
   return Program.body(body.inputs, [
     ...outputs,
-    ...wrt.map((i) => back[i] ?? zeros(body.inputs[i]!.type, body.inputs[i]!.role === "parameter" ? "gradient" : loss.role))
+    ...wrt.map(
+      (i) => back[i] ?? zeros(body.inputs[i]!.type, body.inputs[i]!.role === "parameter" ? "gradient" : loss.role)
+    )
   ])
 }
 
 /** Names of the axes of a cotangent equal those of its primal; used by checks. */
-export const matches = (primal: AnyTensor, cotangent: AnyTensor): boolean => Axis.equal(primal.type.axes, cotangent.type.axes)
+export const matches = (primal: AnyTensor, cotangent: AnyTensor): boolean =>
+  Axis.equal(primal.type.axes, cotangent.type.axes)

@@ -59,7 +59,11 @@ export const at = (x: HostArray, name: string, index: number): HostArray => {
 }
 
 /** Arrays of one type along a new first axis. */
-export const stack = (xs: ReadonlyArray<HostArray>, axis: Axis.Axis, like: { readonly axes: Axis.Axes; readonly dtype: DType.DType }): HostArray => {
+export const stack = (
+  xs: ReadonlyArray<HostArray>,
+  axis: Axis.Axis,
+  like: { readonly axes: Axis.Axes; readonly dtype: DType.DType }
+): HostArray => {
   const data = new Float64Array(axis.size * Axis.count(like.axes))
   xs.forEach((x, i) => data.set(reorder(x, like.axes).data, i * x.data.length))
   return { axes: [axis, ...like.axes], dtype: like.dtype, data }

@@ -22,9 +22,15 @@ export const xavierUniform = (...fanIn: ReadonlyArray<string>): Init => ({ kind:
 export const fanIn = (...axes: ReadonlyArray<string>): Init => ({ kind: "fanIn", axes })
 
 /** Values over `axes`; `repeated` axes (a stack's layers) are not part of any fan. */
-export const values = (init: Init, axes: Axis.Axes, repeated: ReadonlyArray<string>, key: Random.Key): Tensor<string> => {
+export const values = (
+  init: Init,
+  axes: Axis.Axes,
+  repeated: ReadonlyArray<string>,
+  key: Random.Key
+): Tensor<string> => {
   const own = Axis.without(axes, repeated)
-  const fan = (names: ReadonlyArray<string>) => own.filter((a) => names.includes(a.name)).reduce((n, a) => n * a.size, 1)
+  const fan = (names: ReadonlyArray<string>) =>
+    own.filter((a) => names.includes(a.name)).reduce((n, a) => n * a.size, 1)
   const symmetric = (bound: number) => scale(shift(scale(Random.uniform(key, axes), 2), -1), bound)
   switch (init.kind) {
     case "constant":

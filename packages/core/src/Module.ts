@@ -37,10 +37,15 @@ export interface Call {
 export type RecomputePolicy = { readonly kind: "none" } | { readonly kind: "full" }
 
 export const evaluation: Call = { train: false, key: null, recompute: { kind: "none" } }
-export const training = (key: Random.Key, recompute: RecomputePolicy = { kind: "none" }): Call => ({ train: true, key, recompute })
+export const training = (key: Random.Key, recompute: RecomputePolicy = { kind: "none" }): Call => ({
+  train: true,
+  key,
+  recompute
+})
 
 /** The same call with the key of a part, by name. */
-export const within = (call: Call, name: string): Call => (call.key === null ? call : { ...call, key: Random.child(call.key, name) })
+export const within = (call: Call, name: string): Call =>
+  call.key === null ? call : { ...call, key: Random.child(call.key, name) }
 
 export interface Module<P extends ParamTree, In, Out> {
   readonly params: P
@@ -64,15 +69,26 @@ export const param = <const S extends Readonly<Record<string, number>>>(
   repeated: []
 })
 
-export const isParam = (x: unknown): x is Param => typeof x === "object" && x !== null && "axes" in x && "init" in x && Array.isArray(x.axes)
+export const isParam = (x: unknown): x is Param =>
+  typeof x === "object" && x !== null && "axes" in x && "init" in x && Array.isArray(x.axes)
 
 /** Calls a part; an error inside names its path. */
-export const run = <P extends ParamTree, In, Out>(part: Module<P, In, Out>, name: string, params: Tensors<P>, input: In, call: Call): Out => {
+export const run = <P extends ParamTree, In, Out>(
+  part: Module<P, In, Out>,
+  name: string,
+  params: Tensors<P>,
+  input: In,
+  call: Call
+): Out => {
   try {
     return part.apply(params, input, within(call, name))
   } catch (error) {
     if (error instanceof ProgramError) {
-      throw new ProgramError({ reason: error.reason, path: error.path === "" ? name : `${name}/${error.path}`, source: error.source })
+      throw new ProgramError({
+        reason: error.reason,
+        path: error.path === "" ? name : `${name}/${error.path}`,
+        source: error.source
+      })
     }
     throw error
   }
@@ -104,7 +120,11 @@ export interface StackInput<A extends string> {
 export const stack = <P extends ParamTree, A extends string>(
   block: Module<P, Layer<A>, LayerResult<A>>,
   size: number
-): Module<Stacked<P>, StackInput<A>, { readonly value: Tensor<A>; readonly captured: Readonly<Record<string, AnyTensor>> }> => {
+): Module<
+  Stacked<P>,
+  StackInput<A>,
+  { readonly value: Tensor<A>; readonly captured: Readonly<Record<string, AnyTensor>> }
+> => {
   if (!Number.isInteger(size) || size < 0) invalid("stack", `${size} layers; a whole number of at least 0 is needed`)
   const params = mapParams(block.params, (p) => ({
     ...p,
@@ -115,11 +135,18 @@ export const stack = <P extends ParamTree, A extends string>(
     if (size === 0) return { value, captured: {} }
     const [leaves, shape] = Tree.flatten<AnyTensor, unknown>(tensors, Tree.isTensorLeaf)
     const names = Object.keys(constants)
-    const keyed = call.key === null ? [] : [call.key.seed, call.key.stream, ...(call.key.example === null ? [] : [call.key.example])]
+    const keyed =
+      call.key === null
+        ? []
+        : [call.key.seed, call.key.stream, ...(call.key.example === null ? [] : [call.key.example])]
     let captured: ReadonlyArray<string> = []
     const results = scan(
       "layers",
-      { carried: [value], each: [iota("layers", size, "u32"), ...names.map((n) => constants[n]!), ...leaves], fixed: keyed },
+      {
+        carried: [value],
+        each: [iota("layers", size, "u32"), ...names.map((n) => constants[n]!), ...leaves],
+        fixed: keyed
+      },
       (inside) => {
         const [index, ...rest] = inside.each
         const [seed, stream, example] = inside.fixed
@@ -127,7 +154,11 @@ export const stack = <P extends ParamTree, A extends string>(
           call.key === null
             ? null
             : Random.at(
-                { seed: seed as Tensor<never, "int">, stream: stream as Tensor<never, "int">, example: example ?? null },
+                {
+                  seed: seed as Tensor<never, "int">,
+                  stream: stream as Tensor<never, "int">,
+                  example: example ?? null
+                },
                 index as Tensor<never, "int">
               )
         const body = (xs: ReadonlyArray<AnyTensor>, k: Random.Key | null): ReadonlyArray<AnyTensor> => {
@@ -149,7 +180,9 @@ export const stack = <P extends ParamTree, A extends string>(
                 const [s, t, e] = xs.slice(operands.length)
                 return body(
                   xs.slice(0, operands.length),
-                  key === null ? null : { seed: s as Tensor<never, "int">, stream: t as Tensor<never, "int">, example: e ?? null }
+                  key === null
+                    ? null
+                    : { seed: s as Tensor<never, "int">, stream: t as Tensor<never, "int">, example: e ?? null }
                 )
               })
         return { carried: [next!], stacked: extra, summed: [] }

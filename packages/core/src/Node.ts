@@ -63,10 +63,17 @@ export type Meaning<P> =
   /** Plain loops over doubles. */
   | {
       readonly kind: "core"
-      readonly evaluate: (xs: ReadonlyArray<HostArray>, params: P, types: ReadonlyArray<TensorType>) => ReadonlyArray<HostArray>
+      readonly evaluate: (
+        xs: ReadonlyArray<HostArray>,
+        params: P,
+        types: ReadonlyArray<TensorType>
+      ) => ReadonlyArray<HostArray>
     }
   /** Smaller primitives; a kernel is an optional speed-up. */
-  | { readonly kind: "composite"; readonly decompose: (xs: ReadonlyArray<AnyTensor>, params: P) => ReadonlyArray<AnyTensor> }
+  | {
+      readonly kind: "composite"
+      readonly decompose: (xs: ReadonlyArray<AnyTensor>, params: P) => ReadonlyArray<AnyTensor>
+    }
   /** Contains programs. `bodies` are what passes walk; `withBodies` puts rewritten ones back. */
   | {
       readonly kind: "region"
@@ -145,7 +152,13 @@ export type AnyPrimitive = Primitive<string, any>
 export const isTensor = (x: unknown): x is AnyTensor => typeof x === "object" && x !== null && TensorId in x
 
 /** A free input. */
-export const input = (type: TensorType, role: Role = "compute"): AnyTensor => ({ [TensorId]: true, type, role, equation: null, index: 0 })
+export const input = (type: TensorType, role: Role = "compute"): AnyTensor => ({
+  [TensorId]: true,
+  type,
+  role,
+  equation: null,
+  index: 0
+})
 
 /** Uses a primitive on exactly these inputs. */
 export const build = (
@@ -169,4 +182,9 @@ export const build = (
 
 /** Number of stored bytes of a tensor. */
 export const bytesOf = (type: TensorType): number =>
-  Axis.count(type.axes) * (type.dtype === "f32" || type.dtype === "i32" || type.dtype === "u32" ? 4 : type.dtype === "bf16" || type.dtype === "f16" ? 2 : 1)
+  Axis.count(type.axes) *
+  (type.dtype === "f32" || type.dtype === "i32" || type.dtype === "u32"
+    ? 4
+    : type.dtype === "bf16" || type.dtype === "f16"
+      ? 2
+      : 1)

@@ -20,7 +20,8 @@ const linearize = (inputs: ReadonlyArray<AnyTensor>, outputs: ReadonlyArray<AnyT
   const stack: Array<Equation> = []
   const push = (x: AnyTensor) => {
     if (known.has(x)) return
-    if (x.equation === null) throw new Error(`program uses a tensor ${Axis.print(x.type.axes)} (${x.role}) that is not among its inputs`)
+    if (x.equation === null)
+      throw new Error(`program uses a tensor ${Axis.print(x.type.axes)} (${x.role}) that is not among its inputs`)
     if (!done.has(x.equation)) stack.push(x.equation)
   }
   for (const output of outputs) {
@@ -76,7 +77,10 @@ export const trace = <In, Out>(
 export const traceUnsafe = <In, Out>(inputs: In, f: (inputs: Tree.Mapped<In, AnyTensor>) => Out): Program<In, Out> => {
   const [types, inTree] = Tree.flatten<TensorType | AnyTensor, In>(inputs, isTypeLeaf)
   const leaves = types.map((t) => ("axes" in t ? input(t) : input(t.type, t.role)))
-  const [outputs, outTree] = Tree.flatten<AnyTensor, Out>(f(Tree.unflatten(inTree, leaves) as Tree.Mapped<In, AnyTensor>), Tree.isTensorLeaf)
+  const [outputs, outTree] = Tree.flatten<AnyTensor, Out>(
+    f(Tree.unflatten(inTree, leaves) as Tree.Mapped<In, AnyTensor>),
+    Tree.isTensorLeaf
+  )
   return { ...body(leaves, outputs), inTree, outTree }
 }
 
@@ -116,7 +120,10 @@ export const inline = (
 }
 
 /** Rewrites equation by equation, region bodies included; types of inputs stay. */
-export const map = (from: Body, rewrite: (equation: Equation, inputs: ReadonlyArray<AnyTensor>) => ReadonlyArray<AnyTensor> | null): Body => {
+export const map = (
+  from: Body,
+  rewrite: (equation: Equation, inputs: ReadonlyArray<AnyTensor>) => ReadonlyArray<AnyTensor> | null
+): Body => {
   const outputs = inline(from, from.inputs, (e, inputs) => {
     const { meaning } = e.primitive
     if (meaning.kind !== "region") return rewrite(e, inputs)
@@ -143,7 +150,8 @@ export const print = (program: Body): string => {
     names.set(x, known)
     return known
   }
-  const typeOf = (x: AnyTensor) => `${x.type.dtype}${Axis.print(x.type.axes)}${x.role === "compute" ? "" : ` ${x.role}`}`
+  const typeOf = (x: AnyTensor) =>
+    `${x.type.dtype}${Axis.print(x.type.axes)}${x.role === "compute" ? "" : ` ${x.role}`}`
   const lines: Array<string> = []
   const walk = (b: Body, indent: string) => {
     lines.push(`${indent}(${b.inputs.map((x) => `${name(x)}: ${typeOf(x)}`).join(", ")}) {`)
@@ -152,7 +160,9 @@ export const print = (program: Body): string => {
       const inner = meaning.kind === "region" ? meaning.bodies(e.params) : []
       const params = meaning.kind === "region" ? printParams(e.params, inner) : JSON.stringify(e.params)
       const outs = e.outputs.map((o) => `${name(o)}: ${typeOf(o)}`).join(", ")
-      lines.push(`${indent}  ${outs} = ${e.primitive.name}(${e.inputs.map(name).join(", ")})${params === "{}" ? "" : ` ${params}`}`)
+      lines.push(
+        `${indent}  ${outs} = ${e.primitive.name}(${e.inputs.map(name).join(", ")})${params === "{}" ? "" : ` ${params}`}`
+      )
       for (const b2 of inner) walk(b2, `${indent}    `)
     }
     lines.push(`${indent}} -> (${b.outputs.map(name).join(", ")})`)
@@ -208,7 +218,8 @@ export const noCost: Cost = { contractionFlops: 0, otherFlops: 0, bytesRead: 0, 
 
 export const plus = (a: Cost, b: Cost, times = 1): Cost => {
   const wireBytes: Record<string, number> = { ...a.wireBytes }
-  for (const [meshAxis, bytes] of Object.entries(b.wireBytes)) wireBytes[meshAxis] = (wireBytes[meshAxis] ?? 0) + times * bytes
+  for (const [meshAxis, bytes] of Object.entries(b.wireBytes))
+    wireBytes[meshAxis] = (wireBytes[meshAxis] ?? 0) + times * bytes
   return {
     contractionFlops: a.contractionFlops + times * b.contractionFlops,
     otherFlops: a.otherFlops + times * b.otherFlops,

@@ -32,10 +32,16 @@ const hash = (text: string): number => {
 export const make = (seed: Word<never>, example: AnyTensor | null = null): Key => ({ seed, stream: word(0), example })
 
 /** The key of a part, by name. */
-export const child = (key: Key, name: string): Key => ({ ...key, stream: randomBits(word(hash(name)), key.stream, word(1), word(0)) })
+export const child = (key: Key, name: string): Key => ({
+  ...key,
+  stream: randomBits(word(hash(name)), key.stream, word(1), word(0))
+})
 
 /** The key of one repetition of a stack; `index` is a u32 scalar. */
-export const at = (key: Key, index: Word<never>): Key => ({ ...key, stream: randomBits(key.stream, word(0x5bd1e995), index, word(2)) })
+export const at = (key: Key, index: Word<never>): Key => ({
+  ...key,
+  stream: randomBits(key.stream, word(0x5bd1e995), index, word(2))
+})
 
 /** Words over `axes`. With an example counter, its axes must be among them. */
 export const bits = (key: Key, axes: Axis.Axes): Word<string> => {
@@ -61,7 +67,8 @@ export const normal = (key: Key, axes: Axis.Axes): Tensor<string> => {
 }
 
 /** 1 where an element is kept: probability 1 - rate. */
-export const keep = (key: Key, axes: Axis.Axes, rate: number): Tensor<string, "bool"> => not(less(uniform(key, axes), constant(rate)))
+export const keep = (key: Key, axes: Axis.Axes, rate: number): Tensor<string, "bool"> =>
+  not(less(uniform(key, axes), constant(rate)))
 
 /** The two key words as one tensor `[word=2]`, for kernels that draw their own bits. */
 export const words = (key: Key): Tensor<"word", "int"> =>

@@ -2,7 +2,24 @@
  * The tensor surface: every function takes tensors with named axes and gives tensors. Calling a function is tracing it; nothing is computed until
  * a backend runs the program.
  */
-export { constant, add, sub, mul, div, neg, scale, shift, broadcast, sum, mean, contract, cast, zeros, sizeOf, sumOf } from "./primitives/algebra.ts"
+export {
+  constant,
+  add,
+  sub,
+  mul,
+  div,
+  neg,
+  scale,
+  shift,
+  broadcast,
+  sum,
+  mean,
+  contract,
+  cast,
+  zeros,
+  sizeOf,
+  sumOf
+} from "./primitives/algebra.ts"
 export {
   exp,
   expm1,

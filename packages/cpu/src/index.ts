@@ -1,1 +1,2 @@
-export {}
+export * as CpuBackend from "./CpuBackend.ts"
+export * as NativeLibrary from "./NativeLibrary.ts"

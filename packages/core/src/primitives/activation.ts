@@ -11,7 +11,10 @@ export type GeluKind = "erf" | "tanh" | "quick"
 
 type T = Tensor<string>
 const wide = (x: AnyTensor): T => cast(x as T, "f32")
-const perElement = (_: unknown, outputs: ReadonlyArray<TensorType>) => ({ contraction: 0, other: 8 * Axis.count(outputs[0]!.axes) })
+const perElement = (_: unknown, outputs: ReadonlyArray<TensorType>) => ({
+  contraction: 0,
+  other: 8 * Axis.count(outputs[0]!.axes)
+})
 const root = Math.sqrt(2 / Math.PI)
 
 const value = (x: T, kind: GeluKind): T => {

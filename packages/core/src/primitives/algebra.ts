@@ -7,7 +7,10 @@ import type { AnyTensor, ByName, Primitive, Role, Tensor, TensorType } from "../
 import { build } from "../Node.ts"
 import { elementwise, emit1, sameDType } from "./emit.ts"
 
-const perElement = (_: unknown, outputs: ReadonlyArray<TensorType>) => ({ contraction: 0, other: Axis.count(outputs[0]!.axes) })
+const perElement = (_: unknown, outputs: ReadonlyArray<TensorType>) => ({
+  contraction: 0,
+  other: Axis.count(outputs[0]!.axes)
+})
 const free = () => ({ contraction: 0, other: 0 })
 
 const isFloat = (x: AnyTensor): boolean => DType.kindOf(x.type.dtype) === "float"
@@ -22,7 +25,15 @@ const arithmetic = (
   linear: ByName<NoParams>["linear"] & {}
 ): Primitive<string, NoParams> => ({
   name,
-  type: (types) => [{ axes: Axis.union(name, types.map((t) => t.axes)), dtype: sameDType(name, types) }],
+  type: (types) => [
+    {
+      axes: Axis.union(
+        name,
+        types.map((t) => t.axes)
+      ),
+      dtype: sameDType(name, types)
+    }
+  ],
   meaning: {
     kind: "core",
     evaluate: elementwise(([a, b], _p, dtype) => (DType.kindOf(dtype) === "float" ? float(a!, b!) : int(a!, b!)))
@@ -96,7 +107,14 @@ export const broadcastP: Primitive<"broadcast", { readonly axes: Axis.Axes }> = 
   type: ([t], p) => {
     for (const axis of t!.axes) {
       if (!Axis.has(p.axes, axis.name)) {
-        refuse(new UnknownAxis({ operation: "broadcast", axis: axis.name, present: Axis.names(p.axes), problem: "the target lacks an axis" }))
+        refuse(
+          new UnknownAxis({
+            operation: "broadcast",
+            axis: axis.name,
+            present: Axis.names(p.axes),
+            problem: "the target lacks an axis"
+          })
+        )
       }
     }
     return [{ axes: Axis.inOrder("broadcast", [p.axes, t!.axes]), dtype: t!.dtype }]
@@ -138,8 +156,21 @@ export const contractP: Primitive<"contract", { readonly over: ReadonlyArray<str
   name: "contract",
   type: (types, p) => {
     const dtype = sameDType("contract", types)
-    if (DType.kindOf(dtype) !== "float") refuse(new DTypeMismatch({ operation: "contract", expected: "a float", found: dtype }))
-    return [{ axes: dropped("contract", Axis.inOrder("contract", types.map((t) => t.axes)), p.over), dtype: p.dtype }]
+    if (DType.kindOf(dtype) !== "float")
+      refuse(new DTypeMismatch({ operation: "contract", expected: "a float", found: dtype }))
+    return [
+      {
+        axes: dropped(
+          "contract",
+          Axis.inOrder(
+            "contract",
+            types.map((t) => t.axes)
+          ),
+          p.over
+        ),
+        dtype: p.dtype
+      }
+    ]
   },
   meaning: {
     kind: "core",
@@ -157,11 +188,19 @@ export const contractP: Primitive<"contract", { readonly over: ReadonlyArray<str
       return [{ axes: type!.axes, dtype: type!.dtype, data }]
     }
   },
-  vjp: { kind: "short", pullback: ([c], [x, y]) => [productTo(matched(c!, y!), y!, x!.type), productTo(x!, matched(c!, x!), y!.type)] },
+  vjp: {
+    kind: "short",
+    pullback: ([c], [x, y]) => [productTo(matched(c!, y!), y!, x!.type), productTo(x!, matched(c!, x!), y!.type)]
+  },
   partition: { kind: "byName", reduces: "sum", linear: [[0], [1]] },
   flops: (types, _out, p) => {
-    const all = Axis.inOrder("contract", types.map((t) => t.axes))
-    return p.over.length === 0 ? { contraction: 0, other: Axis.count(all) } : { contraction: 2 * Axis.count(all), other: 0 }
+    const all = Axis.inOrder(
+      "contract",
+      types.map((t) => t.axes)
+    )
+    return p.over.length === 0
+      ? { contraction: 0, other: Axis.count(all) }
+      : { contraction: 2 * Axis.count(all), other: 0 }
   },
   precision: "matmul",
   recompute: "expensive"
@@ -172,12 +211,14 @@ export const castP: Primitive<"cast", { readonly dtype: DType.DType }> = {
   type: ([t], p) => [{ axes: t!.axes, dtype: p.dtype }],
   meaning: {
     kind: "core",
-    evaluate: elementwise(([a], p: { readonly dtype: DType.DType }) => {
-      if (DType.kindOf(p.dtype) !== "int") return a!
-      if (p.dtype === "u8") return Number.isNaN(a!) ? 0 : Math.trunc(Math.min(255, Math.max(0, a!)))
-      const [low, high] = p.dtype === "u32" ? [0, 2 ** 32 - 1] : [-(2 ** 31), 2 ** 31 - 1]
-      return Number.isNaN(a!) ? 0 : Math.trunc(Math.min(high, Math.max(low, a!)))
-    })
+    // Integers to integers wrap (as storing does); floats to integers truncate and saturate.
+    evaluate: (xs, p, types) =>
+      elementwise(([a], q: { readonly dtype: DType.DType }) => {
+        if (DType.kindOf(q.dtype) !== "int" || DType.kindOf(xs[0]!.dtype) !== "float") return a!
+        if (q.dtype === "u8") return Number.isNaN(a!) ? 0 : Math.trunc(Math.min(255, Math.max(0, a!)))
+        const [low, high] = q.dtype === "u32" ? [0, 2 ** 32 - 1] : [-(2 ** 31), 2 ** 31 - 1]
+        return Number.isNaN(a!) ? 0 : Math.trunc(Math.min(high, Math.max(low, a!)))
+      })(xs, p, types)
   },
   vjp: {
     kind: "short",
@@ -191,7 +232,8 @@ export const castP: Primitive<"cast", { readonly dtype: DType.DType }> = {
 
 const dropped = (operation: string, axes: Axis.Axes, over: ReadonlyArray<string>): Axis.Axes => {
   for (const name of over) {
-    if (!Axis.has(axes, name)) refuse(new UnknownAxis({ operation, axis: name, present: Axis.names(axes), problem: "no such axis to sum over" }))
+    if (!Axis.has(axes, name))
+      refuse(new UnknownAxis({ operation, axis: name, present: Axis.names(axes), problem: "no such axis to sum over" }))
   }
   return Axis.without(axes, over)
 }
@@ -212,18 +254,27 @@ const productTo = (x: AnyTensor, y: AnyTensor, type: TensorType): AnyTensor => {
 }
 
 /** Elementwise sum, broadcasting by name. `[a..] + [b..] -> [a.. | b..]` */
-export const add = <A extends string, B extends string, K extends DType.Kind>(x: Tensor<A, K>, y: Tensor<B, K>): Tensor<A | B, K> =>
-  emit1(addP, [x, y], {})
-export const sub = <A extends string, B extends string, K extends DType.Kind>(x: Tensor<A, K>, y: Tensor<B, K>): Tensor<A | B, K> =>
-  emit1(subP, [x, y], {})
-export const mul = <A extends string, B extends string, K extends DType.Kind>(x: Tensor<A, K>, y: Tensor<B, K>): Tensor<A | B, K> =>
-  emit1(mulP, [x, y], {})
-export const div = <A extends string, B extends string, K extends DType.Kind>(x: Tensor<A, K>, y: Tensor<B, K>): Tensor<A | B, K> =>
-  emit1(divP, [x, y], {})
+export const add = <A extends string, B extends string, K extends DType.Kind>(
+  x: Tensor<A, K>,
+  y: Tensor<B, K>
+): Tensor<A | B, K> => emit1(addP, [x, y], {})
+export const sub = <A extends string, B extends string, K extends DType.Kind>(
+  x: Tensor<A, K>,
+  y: Tensor<B, K>
+): Tensor<A | B, K> => emit1(subP, [x, y], {})
+export const mul = <A extends string, B extends string, K extends DType.Kind>(
+  x: Tensor<A, K>,
+  y: Tensor<B, K>
+): Tensor<A | B, K> => emit1(mulP, [x, y], {})
+export const div = <A extends string, B extends string, K extends DType.Kind>(
+  x: Tensor<A, K>,
+  y: Tensor<B, K>
+): Tensor<A | B, K> => emit1(divP, [x, y], {})
 export const neg = <A extends string, K extends DType.Kind>(x: Tensor<A, K>): Tensor<A, K> => emit1(negP, [x], {})
 
 /** A scalar. `-> []` */
-export const constant = (value: number, dtype: DType.DType = "f32"): Tensor<never> => build(constantP, [], { value, dtype }, "compute")[0]!
+export const constant = (value: number, dtype: DType.DType = "f32"): Tensor<never> =>
+  build(constantP, [], { value, dtype }, "compute")[0]!
 
 /** `x * factor` with a fixed factor. */
 export const scale = <A extends string, K extends DType.Kind>(x: Tensor<A, K>, factor: number): Tensor<A, K> =>
@@ -237,11 +288,15 @@ export const broadcast = <A extends string, B extends string, K extends DType.Ki
   x: Tensor<A, K>,
   axes: ReadonlyArray<Axis.Axis<B>>
 ): Tensor<A | B, K> =>
-  x.type.axes.length === axes.length && Axis.equal(x.type.axes, axes) ? (x as Tensor<any, K>) : emit1(broadcastP, [x], { axes })
+  x.type.axes.length === axes.length && Axis.equal(x.type.axes, axes)
+    ? (x as Tensor<any, K>)
+    : emit1(broadcastP, [x], { axes })
 
 /** Sum over the named axes. */
-export const sum = <A extends string, O extends A, K extends DType.Kind>(x: Tensor<A, K>, ...over: ReadonlyArray<O>): Tensor<Exclude<A, O>, K> =>
-  over.length === 0 ? (x as Tensor<any, K>) : emit1(sumP, [x], { over })
+export const sum = <A extends string, O extends A, K extends DType.Kind>(
+  x: Tensor<A, K>,
+  ...over: ReadonlyArray<O>
+): Tensor<Exclude<A, O>, K> => (over.length === 0 ? (x as Tensor<any, K>) : emit1(sumP, [x], { over }))
 
 /** Mean over the named axes. */
 export const mean = <A extends string, O extends A>(x: Tensor<A>, ...over: ReadonlyArray<O>): Tensor<Exclude<A, O>> =>
@@ -259,7 +314,14 @@ export const contract = <A extends string, B extends string, O extends A & B>(
   for (const name of over) {
     for (const t of [x, y]) {
       if (!Axis.has(t.type.axes, name)) {
-        refuse(new UnknownAxis({ operation: "contract", axis: name, present: Axis.names(t.type.axes), problem: "both operands need the contracted axis" }))
+        refuse(
+          new UnknownAxis({
+            operation: "contract",
+            axis: name,
+            present: Axis.names(t.type.axes),
+            problem: "both operands need the contracted axis"
+          })
+        )
       }
     }
   }
@@ -280,10 +342,14 @@ export const zeros = (type: TensorType, role: Role = "compute"): AnyTensor =>
 export const sizeOf = (x: AnyTensor, name: string): number => {
   const axis = Axis.find(x.type.axes, name)
   return axis === undefined
-    ? refuse(new UnknownAxis({ operation: "sizeOf", axis: name, present: Axis.names(x.type.axes), problem: "no such axis" }))
+    ? refuse(
+        new UnknownAxis({ operation: "sizeOf", axis: name, present: Axis.names(x.type.axes), problem: "no such axis" })
+      )
     : axis.size
 }
 
 /** Any operation on several tensors that needs at least one. */
 export const sumOf = <A extends string>(xs: ReadonlyArray<Tensor<A>>): Tensor<A> =>
-  xs.length === 0 ? invalid("sumOf", "needs at least one tensor") : xs.slice(1).reduce<Tensor<A>>((a, b) => add(a, b), xs[0]!)
+  xs.length === 0
+    ? invalid("sumOf", "needs at least one tensor")
+    : xs.slice(1).reduce<Tensor<A>>((a, b) => add(a, b), xs[0]!)

@@ -44,7 +44,8 @@ const extras = (xs: ReadonlyArray<AnyTensor>, p: AttentionParams) => {
 }
 type Extras = ReturnType<typeof extras>
 
-const product = (x: AnyTensor, y: AnyTensor, over: ReadonlyArray<string>): T => emit1(contractP, [x, y], { over, dtype: "f32" }) as T
+const product = (x: AnyTensor, y: AnyTensor, over: ReadonlyArray<string>): T =>
+  emit1(contractP, [x, y], { over, dtype: "f32" }) as T
 const wide = (x: AnyTensor): T => cast(x as T, "f32")
 const sizeOf = (x: AnyTensor, name: string) => Axis.find(x.type.axes, name)!.size
 
@@ -53,7 +54,8 @@ const visible = (q: AnyTensor, k: AnyTensor, p: AttentionParams, e: Extras): Mas
   const parts: Array<Mask> = []
   const [i, j] = [iota(p.query, sizeOf(q, p.query)), iota(p.key, sizeOf(k, p.key))]
   if (p.causal) parts.push(not(less(add(i, constant(p.offset, "i32") as unknown as Tensor<never, "int">), j)))
-  if (e.querySegments !== null) parts.push(equal(e.querySegments as Tensor<string, "int">, e.keySegments as Tensor<string, "int">))
+  if (e.querySegments !== null)
+    parts.push(equal(e.querySegments as Tensor<string, "int">, e.keySegments as Tensor<string, "int">))
   if (e.lengths !== null) parts.push(less(j, e.lengths as Tensor<string, "int">))
   return parts.length === 0 ? null : parts.reduce((a, b) => and(a, b))
 }
@@ -62,12 +64,15 @@ const visible = (q: AnyTensor, k: AnyTensor, p: AttentionParams, e: Extras): Mas
 const dropMask = (q: AnyTensor, k: AnyTensor, p: AttentionParams, e: Extras): T | null => {
   if (e.dropKey === null) return null
   const word = (n: number) => constant(n, "u32") as unknown as Tensor<string, "int">
-  const heads = q.type.axes.filter((a) => a.name !== p.query && a.name !== p.depth && !Axis.has(e.counter!.type.axes, a.name))
+  const heads = q.type.axes.filter(
+    (a) => a.name !== p.query && a.name !== p.depth && !Axis.has(e.counter!.type.axes, a.name)
+  )
   let element = word(0)
   for (const a of [...heads, Axis.find(q.type.axes, p.query)!, Axis.find(k.type.axes, p.key)!]) {
     element = add(mul(element, word(a.logical)), iota(a.name, a.size, "u32"))
   }
-  const key = (n: number) => sum(select(equal(iota("word", 2, "u32"), word(n)), e.dropKey as Tensor<"word", "int">, word(0)), "word")
+  const key = (n: number) =>
+    sum(select(equal(iota("word", 2, "u32"), word(n)), e.dropKey as Tensor<"word", "int">, word(0)), "word")
   const bits = randomBits(key(0), key(1), e.counter as Tensor<string, "int">, element)
   const uniform = scale(cast(div256(bits), "f32") as T, 2 ** -24)
   return select(less(uniform, constant(p.dropout)), constant(0), constant(1 / (1 - p.dropout))) as T
@@ -98,7 +103,10 @@ export const attentionP: Primitive<"attention", AttentionParams> = composite(
     const probabilities = select(none, constant(0), div(e1, select(none, constant(1), total)))
     const drop = dropMask(q!, k!, p, e)
     const mixed = product(drop === null ? probabilities : mul(probabilities, drop), wide(v!), [p.key])
-    return [cast(mixed, q!.type.dtype), select(none, constant(-Infinity), add(safe, log(select(none, constant(1), total))))]
+    return [
+      cast(mixed, q!.type.dtype),
+      select(none, constant(-Infinity), add(safe, log(select(none, constant(1), total))))
+    ]
   },
   {
     precision: "softmax",
@@ -173,7 +181,10 @@ export const attention = <Q extends string, K extends string>(
 ): Tensor<Q> => {
   const depth = Axis.find(q.type.axes, options.depth)
   if (depth === undefined || !Axis.has(k.type.axes, options.depth)) {
-    return invalid("attention", `needs the axis "${options.depth}" in queries ${Axis.print(q.type.axes)} and keys ${Axis.print(k.type.axes)}`)
+    return invalid(
+      "attention",
+      `needs the axis "${options.depth}" in queries ${Axis.print(q.type.axes)} and keys ${Axis.print(k.type.axes)}`
+    )
   }
   const { segments, lengths, dropout } = options
   const rate = dropout?.rate ?? 0

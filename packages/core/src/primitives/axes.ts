@@ -13,11 +13,14 @@ const free = () => ({ contraction: 0, other: 0 })
 const isFloat = (x: AnyTensor): boolean => kindOf(x.type.dtype) === "float"
 
 const axisOf = (operation: string, type: TensorType, name: string): Axis.Axis =>
-  Axis.find(type.axes, name) ?? refuse(new UnknownAxis({ operation, axis: name, present: Axis.names(type.axes), problem: "no such axis" }))
+  Axis.find(type.axes, name) ??
+  refuse(new UnknownAxis({ operation, axis: name, present: Axis.names(type.axes), problem: "no such axis" }))
 
 const absent = (operation: string, type: TensorType, name: string, except: string): void => {
   if (name !== except && Axis.has(type.axes, name)) {
-    refuse(new UnknownAxis({ operation, axis: name, present: Axis.names(type.axes), problem: "the new axis exists already" }))
+    refuse(
+      new UnknownAxis({ operation, axis: name, present: Axis.names(type.axes), problem: "the new axis exists already" })
+    )
   }
 }
 
@@ -28,8 +31,14 @@ export const renameP: Primitive<"rename", { readonly from: string; readonly to: 
     absent("rename", t!, p.to, p.from)
     return [{ axes: t!.axes.map((a) => (a.name === p.from ? { ...a, name: p.to } : a)), dtype: t!.dtype }]
   },
-  meaning: { kind: "core", evaluate: ([x], _p, [type]) => [{ axes: renamed(x!, type!), dtype: x!.dtype, data: x!.data }] },
-  vjp: { kind: "short", pullback: ([c], [x], _o, p) => [isFloat(x!) ? emit1(renameP, [c!], { from: p.to, to: p.from }) : null] },
+  meaning: {
+    kind: "core",
+    evaluate: ([x], _p, [type]) => [{ axes: renamed(x!, type!), dtype: x!.dtype, data: x!.data }]
+  },
+  vjp: {
+    kind: "short",
+    pullback: ([c], [x], _o, p) => [isFloat(x!) ? emit1(renameP, [c!], { from: p.to, to: p.from }) : null]
+  },
   partition: { kind: "byName", linear: [[0]], same: (p) => ({ [p.to]: p.from }) },
   flops: free,
   precision: "exact",
@@ -42,16 +51,22 @@ const renamed = (x: HostArray, type: TensorType): Axis.Axes => {
 }
 
 /** One axis into an outer and an inner one of `size` elements. The outer part keeps a split, so a microbatch axis is the inner part. */
-export const splitP: Primitive<"split", { readonly axis: string; readonly outer: string; readonly inner: string; readonly size: number }> = {
+export const splitP: Primitive<
+  "split",
+  { readonly axis: string; readonly outer: string; readonly inner: string; readonly size: number }
+> = {
   name: "split",
   type: ([t], p) => {
     const axis = axisOf("split", t!, p.axis)
     absent("split", t!, p.outer, p.axis)
     absent("split", t!, p.inner, p.axis)
-    if (p.size < 1 || axis.size % p.size !== 0) invalid("split", `axis "${p.axis}" of size ${axis.size} does not divide into parts of ${p.size}`)
+    if (p.size < 1 || axis.size % p.size !== 0)
+      invalid("split", `axis "${p.axis}" of size ${axis.size} does not divide into parts of ${p.size}`)
     return [
       {
-        axes: t!.axes.flatMap((a) => (a.name === p.axis ? [Axis.make(p.outer, a.size / p.size), Axis.make(p.inner, p.size)] : [a])),
+        axes: t!.axes.flatMap((a) =>
+          a.name === p.axis ? [Axis.make(p.outer, a.size / p.size), Axis.make(p.inner, p.size)] : [a]
+        ),
         dtype: t!.dtype
       }
     ]
@@ -60,7 +75,9 @@ export const splitP: Primitive<"split", { readonly axis: string; readonly outer:
     kind: "core",
     evaluate: ([x], p) => [
       {
-        axes: x!.axes.flatMap((a) => (a.name === p.axis ? [Axis.make(p.outer, a.size / p.size), Axis.make(p.inner, p.size)] : [a])),
+        axes: x!.axes.flatMap((a) =>
+          a.name === p.axis ? [Axis.make(p.outer, a.size / p.size), Axis.make(p.inner, p.size)] : [a]
+        ),
         dtype: x!.dtype,
         data: x!.data
       }
@@ -68,7 +85,9 @@ export const splitP: Primitive<"split", { readonly axis: string; readonly outer:
   },
   vjp: {
     kind: "short",
-    pullback: ([c], [x], _o, p) => [isFloat(x!) ? emit1(mergeP, [c!], { axis: p.axis, outer: p.outer, inner: p.inner }) : null]
+    pullback: ([c], [x], _o, p) => [
+      isFloat(x!) ? emit1(mergeP, [c!], { axis: p.axis, outer: p.outer, inner: p.inner }) : null
+    ]
   },
   partition: { kind: "byName", linear: [[0]], same: (p) => ({ [p.outer]: p.axis }), whole: (p) => [p.inner] },
   flops: free,
@@ -85,7 +104,9 @@ export const mergeP: Primitive<"merge", { readonly axis: string; readonly outer:
     if (p.axis !== p.outer) absent("merge", t!, p.axis, p.inner)
     return [
       {
-        axes: t!.axes.filter((a) => a.name !== p.inner).map((a) => (a.name === p.outer ? Axis.make(p.axis, outer.size * inner.size) : a)),
+        axes: t!.axes
+          .filter((a) => a.name !== p.inner)
+          .map((a) => (a.name === p.outer ? Axis.make(p.axis, outer.size * inner.size) : a)),
         dtype: t!.dtype
       }
     ]
@@ -95,13 +116,22 @@ export const mergeP: Primitive<"merge", { readonly axis: string; readonly outer:
     evaluate: ([x], p, [type]) => {
       const [outer, inner] = [Axis.find(x!.axes, p.outer)!, Axis.find(x!.axes, p.inner)!]
       const wide = type!.axes.flatMap((a) => (a.name === p.axis ? [outer, inner] : [a]))
-      return [{ axes: type!.axes, dtype: x!.dtype, data: Float64Array.from(Host.offsets(x!.axes, wide), (o) => x!.data[o]!) }]
+      return [
+        { axes: type!.axes, dtype: x!.dtype, data: Float64Array.from(Host.offsets(x!.axes, wide), (o) => x!.data[o]!) }
+      ]
     }
   },
   vjp: {
     kind: "short",
     pullback: ([c], [x], _o, p) => [
-      isFloat(x!) ? emit1(splitP, [c!], { axis: p.axis, outer: p.outer, inner: p.inner, size: Axis.find(x!.type.axes, p.inner)!.size }) : null
+      isFloat(x!)
+        ? emit1(splitP, [c!], {
+            axis: p.axis,
+            outer: p.outer,
+            inner: p.inner,
+            size: Axis.find(x!.type.axes, p.inner)!.size
+          })
+        : null
     ]
   },
   partition: { kind: "byName", linear: [[0]], same: (p) => ({ [p.axis]: p.outer }), whole: (p) => [p.inner] },
@@ -110,7 +140,7 @@ export const mergeP: Primitive<"merge", { readonly axis: string; readonly outer:
   recompute: "cheap"
 }
 
-interface Cut {
+export interface Cut {
   readonly axis: string
   readonly to: string
   readonly start: number
@@ -138,7 +168,9 @@ export const sliceP: Primitive<"slice", Cut> = {
   vjp: {
     kind: "short",
     pullback: ([c], [x], _o, p) => [
-      isFloat(x!) ? emit1(padP, [c!], { axis: p.to, to: p.axis, start: p.start, size: Axis.find(x!.type.axes, p.axis)!.size }) : null
+      isFloat(x!)
+        ? emit1(padP, [c!], { axis: p.to, to: p.axis, start: p.start, size: Axis.find(x!.type.axes, p.axis)!.size })
+        : null
     ]
   },
   partition: { kind: "byName", linear: [[0]], whole: (p) => [p.axis, p.to] },
@@ -153,7 +185,8 @@ export const padP: Primitive<"pad", Cut> = {
   type: ([t], p) => {
     const axis = axisOf("pad", t!, p.axis)
     absent("pad", t!, p.to, p.axis)
-    if (p.start < 0 || p.start + axis.size > p.size) invalid("pad", `axis "${p.axis}" of ${axis.size} at ${p.start} does not fit into ${p.size}`)
+    if (p.start < 0 || p.start + axis.size > p.size)
+      invalid("pad", `axis "${p.axis}" of ${axis.size} at ${p.start} does not fit into ${p.size}`)
     return [{ axes: t!.axes.map((a) => (a.name === p.axis ? Axis.make(p.to, p.size) : a)), dtype: t!.dtype }]
   },
   meaning: {
@@ -172,7 +205,9 @@ export const padP: Primitive<"pad", Cut> = {
   vjp: {
     kind: "short",
     pullback: ([c], [x], _o, p) => [
-      isFloat(x!) ? emit1(sliceP, [c!], { axis: p.to, to: p.axis, start: p.start, size: Axis.find(x!.type.axes, p.axis)!.size }) : null
+      isFloat(x!)
+        ? emit1(sliceP, [c!], { axis: p.to, to: p.axis, start: p.start, size: Axis.find(x!.type.axes, p.axis)!.size })
+        : null
     ]
   },
   partition: { kind: "byName", linear: [[0]], whole: (p) => [p.axis, p.to] },
@@ -186,10 +221,16 @@ export const concatP: Primitive<"concat", { readonly axes: ReadonlyArray<string>
   name: "concat",
   type: (types, p) => {
     const own = types.map((t, i) => axisOf("concat", t, p.axes[i]!))
-    const rest = Axis.union("concat", types.map((t, i) => Axis.without(t.axes, [p.axes[i]!])))
+    const rest = Axis.union(
+      "concat",
+      types.map((t, i) => Axis.without(t.axes, [p.axes[i]!]))
+    )
     if (Axis.has(rest, p.axis)) absent("concat", { axes: rest, dtype: "f32" }, p.axis, "")
     const largest = types.reduce((best, t, i) => (t.axes.length > types[best]!.axes.length ? i : best), 0)
-    const joined = Axis.make(p.axis, own.reduce((n, a) => n + a.size, 0))
+    const joined = Axis.make(
+      p.axis,
+      own.reduce((n, a) => n + a.size, 0)
+    )
     // The joined axis stands where the part with most axes has its own.
     const order = types[largest]!.axes.map((a) => (a.name === p.axes[largest] ? joined : a))
     return [{ axes: Axis.inOrder("concat", [order, rest]), dtype: sameDType("concat", types) }]

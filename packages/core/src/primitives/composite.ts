@@ -10,7 +10,11 @@ interface Rules<P> {
 }
 
 /** The program that a composite stands for, at given types (sizes may be local ones). */
-export const decomposition = (primitive: Primitive<string, any>, types: ReadonlyArray<TensorType>, params: unknown): Body => {
+export const decomposition = (
+  primitive: Primitive<string, any>,
+  types: ReadonlyArray<TensorType>,
+  params: unknown
+): Body => {
   if (primitive.meaning.kind !== "composite") throw new Error(`${primitive.name} is not a composite`)
   const inputs = types.map((t) => input(t))
   return Program.body(inputs, primitive.meaning.decompose(inputs, params))
@@ -27,7 +31,11 @@ export const composite = <Name extends string, P>(
 ): Primitive<Name, P> => {
   const self: Primitive<Name, P> = {
     name,
-    type: (types, p) => decompose(types.map((t) => input(t)), p).map((o) => o.type),
+    type: (types, p) =>
+      decompose(
+        types.map((t) => input(t)),
+        p
+      ).map((o) => o.type),
     meaning: { kind: "composite", decompose },
     vjp: rules.vjp ?? { kind: "decompose" },
     partition: { kind: "derived" },

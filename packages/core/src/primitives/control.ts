@@ -43,16 +43,27 @@ export const scanP: Primitive<"scan", ScanParams> = {
         invalid("scan", `operand ${i} has ${Axis.print(given.axes)}, needs "${p.axis}" of size ${p.size}`)
       }
       if (!Axis.equal(expected, x.type.axes) || given.dtype !== x.type.dtype) {
-        invalid("scan", `operand ${i} is ${given.dtype}${Axis.print(expected)}, the body takes ${x.type.dtype}${Axis.print(x.type.axes)}`)
+        invalid(
+          "scan",
+          `operand ${i} is ${given.dtype}${Axis.print(expected)}, the body takes ${x.type.dtype}${Axis.print(x.type.axes)}`
+        )
       }
     })
     return p.body.outputs.map((o, i) => {
-      if (i < p.carried && (!Axis.equal(o.type.axes, p.body.inputs[i]!.type.axes) || o.type.dtype !== p.body.inputs[i]!.type.dtype)) {
+      if (
+        i < p.carried &&
+        (!Axis.equal(o.type.axes, p.body.inputs[i]!.type.axes) || o.type.dtype !== p.body.inputs[i]!.type.dtype)
+      ) {
         const was = p.body.inputs[i]!.type
-        invalid("scan", `carried value ${i} changes from ${was.dtype}${Axis.print(was.axes)} to ${o.type.dtype}${Axis.print(o.type.axes)}`)
+        invalid(
+          "scan",
+          `carried value ${i} changes from ${was.dtype}${Axis.print(was.axes)} to ${o.type.dtype}${Axis.print(o.type.axes)}`
+        )
       }
       if (i < p.carried) return p.body.inputs[i]!.type
-      return i < p.carried + p.stacked ? { axes: [Axis.make(p.axis, p.size), ...o.type.axes], dtype: o.type.dtype } : o.type
+      return i < p.carried + p.stacked
+        ? { axes: [Axis.make(p.axis, p.size), ...o.type.axes], dtype: o.type.dtype }
+        : o.type
     })
   },
   meaning: {
@@ -65,7 +76,11 @@ export const scanP: Primitive<"scan", ScanParams> = {
       const stacks: Array<Array<Lockstep>> = Array.from({ length: p.stacked }, () => [])
       const summedTypes = p.body.outputs.slice(p.carried + p.stacked).map((o) => o.type)
       let totals: ReadonlyArray<Lockstep> = summedTypes.map((t) =>
-        Array.from({ length: ranks }, () => ({ axes: t.axes, dtype: t.dtype, data: new Float64Array(Axis.count(t.axes)) }))
+        Array.from({ length: ranks }, () => ({
+          axes: t.axes,
+          dtype: t.dtype,
+          data: new Float64Array(Axis.count(t.axes))
+        }))
       )
       for (let k = 0; k < p.size; k++) {
         const i = p.reverse ? p.size - 1 - k : k
@@ -134,11 +149,21 @@ const differentiateScan = (inputs: ReadonlyArray<AnyTensor>, p: ScanParams) => {
         ...fixedIn,
         ...parts.cotangents.slice(last)
       ],
-      parts.inputCotangents.flatMap((c, i) => (live[i] ? [c ?? zeros(p.body.inputs[i]!.type, p.body.inputs[i]!.role)] : []))
+      parts.inputCotangents.flatMap((c, i) =>
+        live[i] ? [c ?? zeros(p.body.inputs[i]!.type, p.body.inputs[i]!.role)] : []
+      )
     )
     const each = [...saved, ...inputs.slice(p.carried, p.carried + p.each), ...given.slice(p.carried, last)]
     const back = buildScan(
-      { axis: p.axis, size: p.size, reverse: !p.reverse, body, carried: p.carried, each: each.length, stacked: eachLive.filter(Boolean).length },
+      {
+        axis: p.axis,
+        size: p.size,
+        reverse: !p.reverse,
+        body,
+        carried: p.carried,
+        each: each.length,
+        stacked: eachLive.filter(Boolean).length
+      },
       [...given.slice(0, p.carried), ...each, ...inputs.slice(p.carried + p.each), ...given.slice(last)]
     )
     let k = 0
@@ -167,9 +192,18 @@ export interface ScanResults {
  * Repeats `f` along `axis` of the `each` operands (or `size` times when there are none). Everything `f` reads must be passed in.
  * Parameters among `each` keep their role: they are placed inside, one slice at a time.
  */
-export const scan = (axis: string, given: ScanInputs, f: (inside: ScanInputs) => ScanResults, size?: number): ScanResults => {
+export const scan = (
+  axis: string,
+  given: ScanInputs,
+  f: (inside: ScanInputs) => ScanResults,
+  size?: number
+): ScanResults => {
   const carriedIn = given.carried.map((x) => (x.role === "parameter" ? place(x, "compute") : x))
-  const count = size ?? (given.each.length === 0 ? invalid("scan", "without `each` operands the number of repetitions must be given") : sizeOf(given.each[0]!, axis))
+  const count =
+    size ??
+    (given.each.length === 0
+      ? invalid("scan", "without `each` operands the number of repetitions must be given")
+      : sizeOf(given.each[0]!, axis))
   const inside: ScanInputs = {
     carried: carriedIn.map((x) => input(x.type, x.role)),
     each: given.each.map((x) => input({ axes: Axis.without(x.type.axes, [axis]), dtype: x.type.dtype }, x.role)),
@@ -177,7 +211,10 @@ export const scan = (axis: string, given: ScanInputs, f: (inside: ScanInputs) =>
   }
   const out = f(inside)
   const [c, s] = [out.carried.length, out.stacked.length]
-  const body = Program.body([...inside.carried, ...inside.each, ...inside.fixed], [...out.carried, ...out.stacked, ...out.summed])
+  const body = Program.body(
+    [...inside.carried, ...inside.each, ...inside.fixed],
+    [...out.carried, ...out.stacked, ...out.summed]
+  )
   const all = buildScan({ axis, size: count, reverse: false, body, carried: c, each: given.each.length, stacked: s }, [
     ...carriedIn,
     ...given.each,

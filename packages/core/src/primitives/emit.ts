@@ -20,7 +20,8 @@ export const placeP: Primitive<"place", { readonly role: Role }> = {
   recompute: "cheap"
 }
 
-export const place = (x: AnyTensor, role: Role): AnyTensor => (x.role === role ? x : build(placeP, [x], { role }, role)[0]!)
+export const place = (x: AnyTensor, role: Role): AnyTensor =>
+  x.role === role ? x : build(placeP, [x], { role }, role)[0]!
 
 const commonRole = (operation: string, inputs: ReadonlyArray<AnyTensor>): Role => {
   let role: Role | null = null
@@ -35,13 +36,20 @@ const commonRole = (operation: string, inputs: ReadonlyArray<AnyTensor>): Role =
 }
 
 /** Uses a primitive; work on a parameter happens in the compute layout, so a bare parameter is placed there first. */
-export const emit = <P>(primitive: Primitive<string, P>, given: ReadonlyArray<AnyTensor>, params: NoInfer<P>): ReadonlyArray<AnyTensor> => {
+export const emit = <P>(
+  primitive: Primitive<string, P>,
+  given: ReadonlyArray<AnyTensor>,
+  params: NoInfer<P>
+): ReadonlyArray<AnyTensor> => {
   const inputs = given.map((x) => (x.role === "parameter" ? place(x, "compute") : x))
   return build(primitive as AnyPrimitive, inputs, params, commonRole(primitive.name, inputs))
 }
 
-export const emit1 = <P>(primitive: Primitive<string, P>, given: ReadonlyArray<AnyTensor>, params: NoInfer<P>): AnyTensor =>
-  emit(primitive, given, params)[0]!
+export const emit1 = <P>(
+  primitive: Primitive<string, P>,
+  given: ReadonlyArray<AnyTensor>,
+  params: NoInfer<P>
+): AnyTensor => emit(primitive, given, params)[0]!
 
 /** The one dtype of all operands. */
 export const sameDType = (operation: string, types: ReadonlyArray<TensorType>): TensorType["dtype"] => {

@@ -13,12 +13,17 @@ import { equal, select } from "./pointwise.ts"
 const free = () => ({ contraction: 0, other: 0 })
 
 /** 0, 1, 2 ... along a new axis, as i32 (or u32 for counters). */
-export const iotaP: Primitive<"iota", { readonly axis: Axis.Axis; readonly dtype: DType.DType; readonly start: number }> = {
+export const iotaP: Primitive<
+  "iota",
+  { readonly axis: Axis.Axis; readonly dtype: DType.DType; readonly start: number }
+> = {
   name: "iota",
   type: (_, p) => [{ axes: [p.axis], dtype: p.dtype }],
   meaning: {
     kind: "core",
-    evaluate: (_, p) => [{ axes: [p.axis], dtype: p.dtype, data: Float64Array.from({ length: p.axis.size }, (_v, i) => i + p.start) }]
+    evaluate: (_, p) => [
+      { axes: [p.axis], dtype: p.dtype, data: Float64Array.from({ length: p.axis.size }, (_v, i) => i + p.start) }
+    ]
   },
   vjp: { kind: "none" },
   partition: { kind: "byName", spreads: true },
@@ -41,7 +46,14 @@ export const lookupP: Primitive<"lookup", { readonly over: string }> = {
     ids("lookup", coordinates!)
     ids("lookup", id!)
     if (!Axis.has(table!.axes, p.over)) {
-      refuse(new UnknownAxis({ operation: "lookup", axis: p.over, present: Axis.names(table!.axes), problem: "the table lacks the axis" }))
+      refuse(
+        new UnknownAxis({
+          operation: "lookup",
+          axis: p.over,
+          present: Axis.names(table!.axes),
+          problem: "the table lacks the axis"
+        })
+      )
     }
     if (Axis.has(id!.axes, p.over)) invalid("lookup", `ids must not have the axis "${p.over}"; rename it`)
     // Ids first: a lookup's rows stay contiguous in memory.
@@ -65,7 +77,13 @@ export const lookupP: Primitive<"lookup", { readonly over: string }> = {
     kind: "short",
     pullback: ([c], [table, coordinates, id], _o, p) => {
       const reduced = Axis.names(id!.type.axes).filter((n) => !Axis.has(table!.type.axes, n))
-      return [kindOf(table!.type.dtype) === "float" ? emit1(scatterAddP, [c!, coordinates!, id!], { over: p.over, reduced }) : null, null, null]
+      return [
+        kindOf(table!.type.dtype) === "float"
+          ? emit1(scatterAddP, [c!, coordinates!, id!], { over: p.over, reduced })
+          : null,
+        null,
+        null
+      ]
     }
   },
   partition: { kind: "byName", reduces: "sum", linear: [[0]] },
@@ -75,40 +93,45 @@ export const lookupP: Primitive<"lookup", { readonly over: string }> = {
 }
 
 /** The transpose of lookup: adds rows where their ids say. */
-export const scatterAddP: Primitive<"scatterAdd", { readonly over: string; readonly reduced: ReadonlyArray<string> }> = {
-  name: "scatterAdd",
-  type: ([x, coordinates, id], p) => {
-    ids("scatterAdd", coordinates!)
-    ids("scatterAdd", id!)
-    const rest = Axis.without(x!.axes, p.reduced)
-    const shared = rest.filter((a) => Axis.has(id!.axes, a.name))
-    const own = rest.filter((a) => !Axis.has(id!.axes, a.name))
-    return [{ axes: Axis.inOrder("scatterAdd", [shared, coordinates!.axes, own]), dtype: x!.dtype }]
-  },
-  meaning: {
-    kind: "core",
-    evaluate: ([x, coordinates, id], p, [type]) => {
-      const at = new Map(Array.from(coordinates!.data, (row, i) => [row, i]))
-      const stride = Host.strideOf(type!.axes, p.over)
-      const to = Host.offsets(type!.axes, x!.axes)
-      const which = Host.offsets(id!.axes, x!.axes)
-      const data = new Float64Array(Axis.count(type!.axes))
-      for (let k = 0; k < to.length; k++) {
-        const row = at.get(id!.data[which[k]!]!)
-        if (row !== undefined) data[to[k]! + row * stride]! += x!.data[k]!
+export const scatterAddP: Primitive<"scatterAdd", { readonly over: string; readonly reduced: ReadonlyArray<string> }> =
+  {
+    name: "scatterAdd",
+    type: ([x, coordinates, id], p) => {
+      ids("scatterAdd", coordinates!)
+      ids("scatterAdd", id!)
+      const rest = Axis.without(x!.axes, p.reduced)
+      const shared = rest.filter((a) => Axis.has(id!.axes, a.name))
+      const own = rest.filter((a) => !Axis.has(id!.axes, a.name))
+      return [{ axes: Axis.inOrder("scatterAdd", [shared, coordinates!.axes, own]), dtype: x!.dtype }]
+    },
+    meaning: {
+      kind: "core",
+      evaluate: ([x, coordinates, id], p, [type]) => {
+        const at = new Map(Array.from(coordinates!.data, (row, i) => [row, i]))
+        const stride = Host.strideOf(type!.axes, p.over)
+        const to = Host.offsets(type!.axes, x!.axes)
+        const which = Host.offsets(id!.axes, x!.axes)
+        const data = new Float64Array(Axis.count(type!.axes))
+        for (let k = 0; k < to.length; k++) {
+          const row = at.get(id!.data[which[k]!]!)
+          if (row !== undefined) data[to[k]! + row * stride]! += x!.data[k]!
+        }
+        return [{ axes: type!.axes, dtype: x!.dtype, data }]
       }
-      return [{ axes: type!.axes, dtype: x!.dtype, data }]
-    }
-  },
-  vjp: {
-    kind: "short",
-    pullback: ([c], [, coordinates, id], _o, p) => [emit1(lookupP, [c!, coordinates!, id!], { over: p.over }), null, null]
-  },
-  partition: { kind: "byName", reduces: "sum", linear: [[0]] },
-  flops: ([x]) => ({ contraction: 0, other: Axis.count(x!.axes) }),
-  precision: "reduction",
-  recompute: "expensive"
-}
+    },
+    vjp: {
+      kind: "short",
+      pullback: ([c], [, coordinates, id], _o, p) => [
+        emit1(lookupP, [c!, coordinates!, id!], { over: p.over }),
+        null,
+        null
+      ]
+    },
+    partition: { kind: "byName", reduces: "sum", linear: [[0]] },
+    flops: ([x]) => ({ contraction: 0, other: Axis.count(x!.axes) }),
+    precision: "reduction",
+    recompute: "expensive"
+  }
 
 /**
  * `[.., axis] x [.., part] x [] -> [.., axis]`: replaces elements start .. start+size along `axis` by the part, whose own axis is `part`. With the first
@@ -121,9 +144,13 @@ export const updateSliceP: Primitive<"updateSlice", { readonly axis: string; rea
     if (start!.axes.length > 0) invalid("updateSlice", "the start is one scalar")
     const [whole, own] = [Axis.find(x!.axes, p.axis), Axis.find(part!.axes, p.part)]
     if (whole === undefined || own === undefined || own.size > whole.size) {
-      invalid("updateSlice", `cannot put ${Axis.print(part!.axes)} along "${p.part}" into "${p.axis}" of ${Axis.print(x!.axes)}`)
+      invalid(
+        "updateSlice",
+        `cannot put ${Axis.print(part!.axes)} along "${p.part}" into "${p.axis}" of ${Axis.print(x!.axes)}`
+      )
     }
-    if (part!.dtype !== x!.dtype) refuse(new DTypeMismatch({ operation: "updateSlice", expected: x!.dtype, found: part!.dtype }))
+    if (part!.dtype !== x!.dtype)
+      refuse(new DTypeMismatch({ operation: "updateSlice", expected: x!.dtype, found: part!.dtype }))
     return [x!]
   },
   meaning: {
@@ -163,12 +190,11 @@ export const lookup = <A extends string, O extends A, B extends string>(
 ): Tensor<Exclude<A, O> | B> => emit1(lookupP, [table, iota(over, sizeOf(table, over)), id], { over })
 
 /** `[..] -> [.., axis]`: 1 where the coordinate equals the id. */
-export const oneHot = <A extends string, N extends string>(id: Tensor<A, "int">, axis: N, size: number): Tensor<A | N> =>
-  select(
-    equal(id, iota(axis, size, id.type.dtype)),
-    constant(1),
-    constant(0)
-  )
+export const oneHot = <A extends string, N extends string>(
+  id: Tensor<A, "int">,
+  axis: N,
+  size: number
+): Tensor<A | N> => select(equal(id, iota(axis, size, id.type.dtype)), constant(1), constant(0))
 
 export const updateSlice = <A extends string, K extends DType.Kind>(
   x: Tensor<A, K>,

@@ -93,10 +93,14 @@ export const softmaxCrossEntropy = <A extends string, C extends A>(
 ): Tensor<Exclude<A, C>> => {
   const soft = Axis.has(targets.type.axes, options.classes)
   const smoothing = options.smoothing ?? 0
-  if (!(smoothing >= 0 && smoothing < 1)) invalid("softmaxCrossEntropy", `label smoothing ${smoothing} is not in [0, 1)`)
+  if (!(smoothing >= 0 && smoothing < 1))
+    invalid("softmaxCrossEntropy", `label smoothing ${smoothing} is not in [0, 1)`)
   const expected = soft ? logits.type.axes : Axis.without(logits.type.axes, [options.classes])
   if (!Axis.equal(expected, targets.type.axes)) {
-    invalid("softmaxCrossEntropy", `targets have ${Axis.print(targets.type.axes)}, the logits need ${Axis.print(expected)}`)
+    invalid(
+      "softmaxCrossEntropy",
+      `targets have ${Axis.print(targets.type.axes)}, the logits need ${Axis.print(expected)}`
+    )
   }
   return emit(crossEntropyP, [logits, targets], {
     classes: options.classes,

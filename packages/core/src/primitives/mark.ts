@@ -18,5 +18,7 @@ export const stopGradientP = identity<Record<string, never>>("stopGradient", () 
 /** Names an intermediate, for recomputation policies and captures. */
 export const namedP = identity<{ readonly as: string }>("named", (c) => c)
 
-export const stopGradient = <A extends string, K extends Kind>(x: Tensor<A, K>): Tensor<A, K> => emit1(stopGradientP, [x], {})
-export const named = <A extends string, K extends Kind>(x: Tensor<A, K>, as: string): Tensor<A, K> => emit1(namedP, [x], { as })
+export const stopGradient = <A extends string, K extends Kind>(x: Tensor<A, K>): Tensor<A, K> =>
+  emit1(stopGradientP, [x], {})
+export const named = <A extends string, K extends Kind>(x: Tensor<A, K>, as: string): Tensor<A, K> =>
+  emit1(namedP, [x], { as })

@@ -70,7 +70,10 @@ export const normBackwardP: Primitive<"normBackward", NormParams> = composite(
     const inner = p.kind === "layer" ? sub(sub(w, over(w, p.axis)), mul(h, along)) : sub(w, mul(h, along))
     const rows = Axis.names(x.type.axes).filter((n) => n !== p.axis)
     const results: Array<AnyTensor> = [cast(mul(k, inner), input!.type.dtype)]
-    if (gamma !== undefined) results.push(cast((rows.length === 0 ? mul(dy, h) : contract(dy, h, ...rows)) as AnyTensor as T, gamma.type.dtype))
+    if (gamma !== undefined)
+      results.push(
+        cast((rows.length === 0 ? mul(dy, h) : contract(dy, h, ...rows)) as AnyTensor as T, gamma.type.dtype)
+      )
     if (beta !== undefined) results.push(cast(sum(dy, ...rows), beta.type.dtype))
     return results
   },
@@ -80,7 +83,10 @@ export const normBackwardP: Primitive<"normBackward", NormParams> = composite(
 const check = (x: AnyTensor, axis: string, weights: ReadonlyArray<AnyTensor>): void => {
   for (const w of weights) {
     if (w.type.axes.length !== 1 || w.type.axes[0]!.name !== axis) {
-      invalid("norm", `weights have ${Axis.print(w.type.axes)}, the normalised axis is "${axis}" of ${Axis.print(x.type.axes)}`)
+      invalid(
+        "norm",
+        `weights have ${Axis.print(w.type.axes)}, the normalised axis is "${axis}" of ${Axis.print(x.type.axes)}`
+      )
     }
   }
 }
@@ -95,11 +101,21 @@ export const layerNorm = <A extends string, E extends A>(
 ): Tensor<A> => {
   const weights = gamma === undefined ? [] : beta === undefined ? [gamma] : [gamma, beta]
   check(x, axis, weights)
-  return emit(normP, [x, ...weights], { kind: "layer", axis, epsilon, affine: weights.length as 0 | 1 | 2 })[0]! as Tensor<A>
+  return emit(normP, [x, ...weights], {
+    kind: "layer",
+    axis,
+    epsilon,
+    affine: weights.length as 0 | 1 | 2
+  })[0]! as Tensor<A>
 }
 
 /** `x / sqrt(mean(x^2) + epsilon) * gamma` along one axis. @source arXiv:1910.07467 */
-export const rmsNorm = <A extends string, E extends A>(x: Tensor<A>, axis: E, epsilon: number, gamma?: Tensor<E>): Tensor<A> => {
+export const rmsNorm = <A extends string, E extends A>(
+  x: Tensor<A>,
+  axis: E,
+  epsilon: number,
+  gamma?: Tensor<E>
+): Tensor<A> => {
   const weights = gamma === undefined ? [] : [gamma]
   check(x, axis, weights)
   return emit(normP, [x, ...weights], { kind: "rms", axis, epsilon, affine: weights.length as 0 | 1 })[0]! as Tensor<A>

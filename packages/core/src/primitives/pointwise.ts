@@ -10,7 +10,10 @@ import { threefry } from "./threefry.ts"
 
 type T = Tensor<string>
 type NoParams = Record<string, never>
-const perElement = (_: unknown, outputs: ReadonlyArray<TensorType>) => ({ contraction: 0, other: Axis.count(outputs[0]!.axes) })
+const perElement = (_: unknown, outputs: ReadonlyArray<TensorType>) => ({
+  contraction: 0,
+  other: Axis.count(outputs[0]!.axes)
+})
 const isFloat = (x: AnyTensor): boolean => kindOf(x.type.dtype) === "float"
 
 const unary = (
@@ -42,8 +45,16 @@ export const expm1P = unary("expm1", Math.expm1, (c, _x, out) => mul(c, shift(ou
 export const logP = unary("log", Math.log, (c, x) => div(c, x))
 export const tanhP = unary("tanh", Math.tanh, (c, _x, out) => sub(c, mul(c, mul(out, out))))
 export const sqrtP = unary("sqrt", Math.sqrt, (c, _x, out) => scale(div(c, out), 0.5))
-export const erfP = unary("erf", (a) => erfOf(a), (c, x) => mul(c, scale(exp(neg(mul(x, x))), 2 / Math.sqrt(Math.PI))))
-export const sigmoidP = unary("sigmoid", (a) => 1 / (1 + Math.exp(-a)), (c, _x, out) => mul(c, sub(out, mul(out, out))))
+export const erfP = unary(
+  "erf",
+  (a) => erfOf(a),
+  (c, x) => mul(c, scale(exp(neg(mul(x, x))), 2 / Math.sqrt(Math.PI)))
+)
+export const sigmoidP = unary(
+  "sigmoid",
+  (a) => 1 / (1 + Math.exp(-a)),
+  (c, _x, out) => mul(c, sub(out, mul(out, out)))
+)
 export const sinP = unary("sin", Math.sin, (c, x) => mul(c, cos(x)), { cheap: true })
 export const cosP = unary("cos", Math.cos, (c, x) => neg(mul(c, sin(x))), { cheap: true })
 export const absP = unary("abs", Math.abs, (c, x) => mul(c, sign(x)), { ints: true })
@@ -72,7 +83,15 @@ const erfOf = (x: number): number => {
 /** Gives `max` or `min`; a NaN wins. At a tie the derivative goes half to each. */
 const extremum = (name: "maximum" | "minimum", f: (a: number, b: number) => number): Primitive<string, NoParams> => ({
   name,
-  type: (types) => [{ axes: Axis.union(name, types.map((t) => t.axes)), dtype: sameDType(name, types) }],
+  type: (types) => [
+    {
+      axes: Axis.union(
+        name,
+        types.map((t) => t.axes)
+      ),
+      dtype: sameDType(name, types)
+    }
+  ],
   meaning: { kind: "core", evaluate: elementwise(([a, b]) => f(a!, b!)) },
   vjp: {
     kind: "short",
@@ -97,7 +116,15 @@ const comparison = (name: string, f: (a: number, b: number) => boolean): Primiti
   name,
   type: (types) => {
     sameDType(name, types)
-    return [{ axes: Axis.union(name, types.map((t) => t.axes)), dtype: "bool" }]
+    return [
+      {
+        axes: Axis.union(
+          name,
+          types.map((t) => t.axes)
+        ),
+        dtype: "bool"
+      }
+    ]
   },
   meaning: { kind: "core", evaluate: elementwise(([a, b]) => (f(a!, b!) ? 1 : 0)) },
   vjp: { kind: "short", pullback: () => [null, null] },
@@ -112,8 +139,17 @@ export const equalP = comparison("equal", (a, b) => a === b)
 const logical = (name: string, f: (values: ReadonlyArray<number>) => number): Primitive<string, NoParams> => ({
   name,
   type: (types) => {
-    for (const t of types) if (t.dtype !== "bool") refuse(new DTypeMismatch({ operation: name, expected: "bool", found: t.dtype }))
-    return [{ axes: Axis.union(name, types.map((t) => t.axes)), dtype: "bool" }]
+    for (const t of types)
+      if (t.dtype !== "bool") refuse(new DTypeMismatch({ operation: name, expected: "bool", found: t.dtype }))
+    return [
+      {
+        axes: Axis.union(
+          name,
+          types.map((t) => t.axes)
+        ),
+        dtype: "bool"
+      }
+    ]
   },
   meaning: { kind: "core", evaluate: elementwise(f) },
   vjp: { kind: "short", pullback: (_c, inputs) => inputs.map(() => null) },
@@ -166,8 +202,17 @@ export const selectP: Primitive<"select", NoParams> = {
 export const randomBitsP: Primitive<"randomBits", NoParams> = {
   name: "randomBits",
   type: (types) => {
-    for (const t of types) if (t.dtype !== "u32") refuse(new DTypeMismatch({ operation: "randomBits", expected: "u32", found: t.dtype }))
-    return [{ axes: Axis.union("randomBits", types.map((t) => t.axes)), dtype: "u32" }]
+    for (const t of types)
+      if (t.dtype !== "u32") refuse(new DTypeMismatch({ operation: "randomBits", expected: "u32", found: t.dtype }))
+    return [
+      {
+        axes: Axis.union(
+          "randomBits",
+          types.map((t) => t.axes)
+        ),
+        dtype: "u32"
+      }
+    ]
   },
   meaning: { kind: "core", evaluate: elementwise(([a, b, c, d]) => threefry(a!, b!, c!, d!)[0]) },
   vjp: { kind: "short", pullback: () => [null, null, null, null] },
@@ -190,16 +235,30 @@ export const cos = <A extends string>(x: Tensor<A>): Tensor<A> => emit1(cosP, [x
 export const floor = <A extends string>(x: Tensor<A>): Tensor<A> => emit1(floorP, [x], {})
 export const abs = <A extends string, K extends DType.Kind>(x: Tensor<A, K>): Tensor<A, K> => emit1(absP, [x], {})
 export const sign = <A extends string, K extends DType.Kind>(x: Tensor<A, K>): Tensor<A, K> => emit1(signP, [x], {})
-export const maximum = <A extends string, B extends string, K extends DType.Kind>(x: Tensor<A, K>, y: Tensor<B, K>): Tensor<A | B, K> =>
-  emit1(maximumP, [x, y], {})
-export const minimum = <A extends string, B extends string, K extends DType.Kind>(x: Tensor<A, K>, y: Tensor<B, K>): Tensor<A | B, K> =>
-  emit1(minimumP, [x, y], {})
-export const less = <A extends string, B extends string, K extends DType.Kind>(x: Tensor<A, K>, y: Tensor<B, K>): Tensor<A | B, "bool"> =>
-  emit1(lessP, [x, y], {})
-export const equal = <A extends string, B extends string, K extends DType.Kind>(x: Tensor<A, K>, y: Tensor<B, K>): Tensor<A | B, "bool"> =>
-  emit1(equalP, [x, y], {})
-export const and = <A extends string, B extends string>(x: Tensor<A, "bool">, y: Tensor<B, "bool">): Tensor<A | B, "bool"> => emit1(andP, [x, y], {})
-export const or = <A extends string, B extends string>(x: Tensor<A, "bool">, y: Tensor<B, "bool">): Tensor<A | B, "bool"> => emit1(orP, [x, y], {})
+export const maximum = <A extends string, B extends string, K extends DType.Kind>(
+  x: Tensor<A, K>,
+  y: Tensor<B, K>
+): Tensor<A | B, K> => emit1(maximumP, [x, y], {})
+export const minimum = <A extends string, B extends string, K extends DType.Kind>(
+  x: Tensor<A, K>,
+  y: Tensor<B, K>
+): Tensor<A | B, K> => emit1(minimumP, [x, y], {})
+export const less = <A extends string, B extends string, K extends DType.Kind>(
+  x: Tensor<A, K>,
+  y: Tensor<B, K>
+): Tensor<A | B, "bool"> => emit1(lessP, [x, y], {})
+export const equal = <A extends string, B extends string, K extends DType.Kind>(
+  x: Tensor<A, K>,
+  y: Tensor<B, K>
+): Tensor<A | B, "bool"> => emit1(equalP, [x, y], {})
+export const and = <A extends string, B extends string>(
+  x: Tensor<A, "bool">,
+  y: Tensor<B, "bool">
+): Tensor<A | B, "bool"> => emit1(andP, [x, y], {})
+export const or = <A extends string, B extends string>(
+  x: Tensor<A, "bool">,
+  y: Tensor<B, "bool">
+): Tensor<A | B, "bool"> => emit1(orP, [x, y], {})
 export const not = <A extends string>(x: Tensor<A, "bool">): Tensor<A, "bool"> => emit1(notP, [x], {})
 export const isFinite = <A extends string>(x: Tensor<A>): Tensor<A, "bool"> => emit1(isFiniteP, [x], {})
 /** `on ? x : y`, elementwise. */
@@ -209,11 +268,13 @@ export const select = <C extends string, A extends string, B extends string, K e
   y: Tensor<B, K>
 ): Tensor<A | B | C, K> => emit1(selectP, [on, x, y], {})
 /** max(x, 0) */
-export const relu = <A extends string>(x: Tensor<A>): Tensor<A> => maximum(x, zeros({ axes: [], dtype: x.type.dtype }) as Tensor<never>)
+export const relu = <A extends string>(x: Tensor<A>): Tensor<A> =>
+  maximum(x, zeros({ axes: [], dtype: x.type.dtype }) as Tensor<never>)
 /** x * sigmoid(x) */
 export const silu = <A extends string>(x: Tensor<A>): Tensor<A> => mul(x, sigmoid(x))
 /** The upper 24 bits of u32 words. */
-export const div256 = <A extends string>(x: Tensor<A, "int">): Tensor<A, "int"> => div(x, constant(256, "u32") as unknown as Tensor<never, "int">)
+export const div256 = <A extends string>(x: Tensor<A, "int">): Tensor<A, "int"> =>
+  div(x, constant(256, "u32") as unknown as Tensor<never, "int">)
 /** u32 words of key (a, b) at counter (c, d); operands broadcast. */
 export const randomBits = <A extends string, B extends string, C extends string, D extends string>(
   a: Tensor<A, "int">,

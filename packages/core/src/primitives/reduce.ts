@@ -9,7 +9,8 @@ import { emit1 } from "./emit.ts"
 
 const known = (operation: string, axes: Axis.Axes, over: ReadonlyArray<string>): void => {
   for (const name of over) {
-    if (!Axis.has(axes, name)) refuse(new UnknownAxis({ operation, axis: name, present: Axis.names(axes), problem: "no such axis" }))
+    if (!Axis.has(axes, name))
+      refuse(new UnknownAxis({ operation, axis: name, present: Axis.names(axes), problem: "no such axis" }))
   }
 }
 
@@ -23,7 +24,12 @@ export const maxP: Primitive<"max", { readonly over: ReadonlyArray<string> }> = 
   meaning: {
     kind: "core",
     evaluate: ([x], _p, [type]) => {
-      const lowest = type!.dtype === "i32" ? -(2 ** 31) : type!.dtype === "f32" || type!.dtype === "bf16" || type!.dtype === "f16" ? -Infinity : 0
+      const lowest =
+        type!.dtype === "i32"
+          ? -(2 ** 31)
+          : type!.dtype === "f32" || type!.dtype === "bf16" || type!.dtype === "f16"
+            ? -Infinity
+            : 0
       const data = new Float64Array(Axis.count(type!.axes)).fill(lowest)
       const at = Host.offsets(type!.axes, x!.axes)
       for (let k = 0; k < at.length; k++) {
@@ -104,8 +110,12 @@ export const cumsumP: Primitive<"cumsum", { readonly over: string }> = {
   recompute: "expensive"
 }
 
-export const max = <A extends string, O extends A, K extends DType.Kind>(x: Tensor<A, K>, ...over: ReadonlyArray<O>): Tensor<Exclude<A, O>, K> =>
-  emit1(maxP, [x], { over })
-export const argmax = <A extends string, O extends A, K extends DType.Kind>(x: Tensor<A, K>, over: O): Tensor<Exclude<A, O>, "int"> =>
-  emit1(argmaxP, [x], { over })
+export const max = <A extends string, O extends A, K extends DType.Kind>(
+  x: Tensor<A, K>,
+  ...over: ReadonlyArray<O>
+): Tensor<Exclude<A, O>, K> => emit1(maxP, [x], { over })
+export const argmax = <A extends string, O extends A, K extends DType.Kind>(
+  x: Tensor<A, K>,
+  over: O
+): Tensor<Exclude<A, O>, "int"> => emit1(argmaxP, [x], { over })
 export const cumsum = <A extends string, O extends A>(x: Tensor<A>, over: O): Tensor<A> => emit1(cumsumP, [x], { over })

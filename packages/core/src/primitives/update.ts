@@ -17,7 +17,10 @@ export interface AdamwParams {
 
 /** Element `i` of the scalars. */
 const pick = (scalars: AnyTensor, i: number): Tensor<never> =>
-  sum(slice(scalars as Tensor<"scalar">, "scalar", { to: "one", start: i, size: 1 }), "one") as AnyTensor as Tensor<never>
+  sum(
+    slice(scalars as Tensor<"scalar">, "scalar", { to: "one", start: i, size: 1 }),
+    "one"
+  ) as AnyTensor as Tensor<never>
 
 /**
  * parameter, gradient, m, v and scalars `[scalar=4]` (learning rate, 1-b1^t, 1-b2^t, gradient scale) to parameter, m, v.

@@ -1,0 +1,187 @@
+/**
+ * The native library: found in a cache, or compiled there by the system's C++ compiler on first need. One library per instruction set; the best
+ * that this processor runs is chosen when it is loaded.
+ */
+import { createHash } from "node:crypto"
+import { existsSync } from "node:fs"
+import * as fs from "node:fs/promises"
+import { spawn } from "node:child_process"
+import { availableParallelism, homedir } from "node:os"
+import * as path from "node:path"
+import { fileURLToPath } from "node:url"
+import { CompileError } from "@tessera/core/Errors"
+import * as Effect from "effect/Effect"
+import * as Schema from "effect/Schema"
+import koffi from "koffi"
+
+const Isas = Schema.Record(Schema.String, Schema.Struct({ flags: Schema.Array(Schema.String), needs: Schema.Array(Schema.String) }))
+
+export interface LibraryOptions {
+  /** Name from `native/isa.json`; the best that runs here unless given. */
+  readonly isa?: string
+  /** Where compiled libraries are kept; `~/.cache/tessera/native` unless given. */
+  readonly cacheDir?: string
+  /** The compiler: `c++` unless given. */
+  readonly compiler?: string
+  readonly onProgress?: (message: string) => void
+}
+
+const sourceDir = fileURLToPath(new URL("../native/", import.meta.url))
+
+const failed = (reason: CompileError["reason"], detail: string) => new CompileError({ backend: "cpu", reason, detail })
+
+const attempt = <A>(reason: CompileError["reason"], what: string, f: () => Promise<A>): Effect.Effect<A, CompileError> =>
+  Effect.tryPromise({ try: f, catch: (e) => failed(reason, `${what}: ${e instanceof Error ? e.message : String(e)}`) })
+
+/** Feature names of this processor as Linux prints them. */
+const processorFeatures = Effect.map(
+  attempt("UnsupportedPlatform", "reading the processor's features", () => fs.readFile("/proc/cpuinfo", "utf8")),
+  (text) => new Set((/^(?:flags|Features)\s*:\s*(.*)$/m.exec(text)?.[1] ?? "").split(/\s+/))
+)
+
+const readIsas = Effect.flatMap(
+  attempt("SourceRejected", "native/isa.json", () => fs.readFile(path.join(sourceDir, "isa.json"), "utf8")),
+  (text) => Effect.mapError(Schema.decodeUnknownEffect(Schema.fromJsonString(Isas))(text), (e) => failed("SourceRejected", `native/isa.json: ${e.message}`))
+)
+
+/** All instruction sets that this processor runs, best first. */
+export const runnableIsas: Effect.Effect<ReadonlyArray<string>, CompileError> = Effect.gen(function* () {
+  const features = yield* processorFeatures
+  const isas = yield* readIsas
+  return Object.entries(isas).flatMap(([name, { needs }]) => {
+    const isArm = name === "neon"
+    if (isArm !== (process.arch === "arm64")) return []
+    return needs.every((n) => features.has(n)) ? [name] : []
+  })
+})
+
+const run = (command: string, args: ReadonlyArray<string>): Promise<{ readonly code: number; readonly output: string }> =>
+  new Promise((resolve, reject) => {
+    const child = spawn(command, args, { stdio: ["ignore", "pipe", "pipe"] })
+    let output = ""
+    child.stdout.on("data", (d: Buffer) => (output += d.toString()))
+    child.stderr.on("data", (d: Buffer) => (output += d.toString()))
+    child.on("error", reject)
+    child.on("close", (code) => resolve({ code: code ?? 1, output }))
+  })
+
+const noCompiler = (compiler: string) =>
+  failed(
+    "CompilerMissing",
+    `the kernels are compiled once by the system's C++ compiler, and "${compiler}" was not found; install one (Debian, Ubuntu: "apt-get install g++"; Fedora: "dnf install gcc-c++") or run with --backend reference`
+  )
+
+/** Path of the compiled library, compiling it when the cache has none for these sources, flags and compiler. */
+const libraryPath = Effect.fn("NativeLibrary.build")(function* (options: LibraryOptions) {
+  if (process.platform !== "linux" || (process.arch !== "x64" && process.arch !== "arm64")) {
+    return yield* failed("UnsupportedPlatform", `the native kernels run on Linux x64 and arm64; this is ${process.platform} ${process.arch}; use --backend reference for small programs`)
+  }
+  const isas = yield* readIsas
+  const runnable = yield* runnableIsas
+  const isa = options.isa ?? runnable[0]
+  if (isa === undefined || isas[isa] === undefined) {
+    return yield* failed("UnsupportedPlatform", `instruction set "${isa ?? "none"}" is not known; this processor runs ${runnable.join(", ")}`)
+  }
+  const compiler = options.compiler ?? "c++"
+  const names = (yield* attempt("SourceRejected", "native sources", () => fs.readdir(sourceDir))).filter((n) => /\.(cpp|hpp|h)$/.test(n)).sort()
+  const texts = yield* attempt("SourceRejected", "native sources", () => Promise.all(names.map((n) => fs.readFile(path.join(sourceDir, n)))))
+  const hash = createHash("sha256").update(JSON.stringify([isas[isa]!.flags, compiler, process.arch]))
+  names.forEach((n, i) => hash.update(n).update(texts[i]!))
+  const cache = options.cacheDir ?? path.join(process.env["XDG_CACHE_HOME"] ?? path.join(homedir(), ".cache"), "tessera", "native")
+  const target = path.join(cache, `tessera-${isa}-${hash.digest("hex").slice(0, 20)}.so`)
+  if (existsSync(target)) return target
+  options.onProgress?.(`compiling the native kernels for ${isa} (once)`)
+  const work = `${target}.${process.pid}.${Date.now().toString(36)}`
+  yield* attempt("SourceRejected", `creating ${work}`, () => fs.mkdir(work, { recursive: true }))
+  const version = yield* Effect.result(attempt("CompilerMissing", compiler, () => run(compiler, ["--version"])))
+  if (version._tag === "Failure") {
+    yield* attempt("SourceRejected", `removing ${work}`, () => fs.rm(work, { recursive: true, force: true }))
+    return yield* noCompiler(compiler)
+  }
+  const units = names.filter((n) => n.endsWith(".cpp"))
+  const objects = units.map((n) => path.join(work, n.replace(/\.cpp$/, ".o")))
+  const compile = (n: string, i: number) =>
+    Effect.flatMap(
+      attempt("SourceRejected", n, () => run(compiler, ["-O3", "-std=c++20", "-fPIC", "-pthread", ...isas[isa]!.flags, "-c", path.join(sourceDir, n), "-o", objects[i]!])),
+      (r) => (r.code === 0 ? Effect.void : Effect.fail(failed("SourceRejected", `${compiler} refused native/${n}:\n${r.output.slice(0, 2000)}`)))
+    )
+  const build = Effect.gen(function* () {
+    yield* Effect.forEach(units, (n, i) => compile(n, i), { concurrency: availableParallelism(), discard: true })
+    const library = path.join(work, "library.so")
+    const linked = yield* attempt("SourceRejected", "linking", () => run(compiler, ["-shared", "-pthread", ...objects, "-o", library]))
+    if (linked.code !== 0) return yield* failed("SourceRejected", `linking the native kernels failed:\n${linked.output.slice(0, 2000)}`)
+    // Atomic: another process that compiled at the same time made the same file.
+    yield* attempt("SourceRejected", `writing ${target}`, () => fs.rename(library, target))
+  })
+  yield* Effect.ensuring(build, Effect.promise(() => fs.rm(work, { recursive: true, force: true })))
+  return target
+})
+
+/** Typed functions of the library. Pointers are bigints. */
+export interface Library {
+  readonly isa: string
+  readonly path: string
+  readonly poolCreate: (threads: number) => unknown
+  readonly poolDestroy: (pool: unknown) => void
+  readonly memoryCreate: (bytes: number, kind: number) => bigint | null
+  readonly memoryDestroy: (memory: bigint, bytes: number, kind: number) => void
+  readonly memoryLive: () => number
+  readonly memoryPeak: () => number
+  readonly memoryResetPeak: () => void
+  readonly view: (memory: bigint, bytes: number) => ArrayBuffer
+  /** Runs off the main thread; gives the status of `ts_run`. */
+  readonly run: (args: RunArguments) => Promise<number>
+}
+
+export interface RunArguments {
+  readonly pool: unknown
+  readonly plan: BigInt64Array
+  readonly bindings: BigInt64Array
+  readonly cancel: Int32Array
+  readonly profile: Float64Array | null
+  readonly error: BigInt64Array
+}
+
+/** Loads the library, compiling it first when needed. */
+export const load = Effect.fn("NativeLibrary.load")(function* (options: LibraryOptions = {}) {
+  const file = yield* libraryPath(options)
+  return yield* Effect.try({
+    try: (): Library => {
+      const lib = koffi.load(file)
+      const version = lib.func("int32_t ts_abi_version(void)")() as number
+      if (version !== 1) throw new Error(`the library speaks version ${version} of its interface, this package version 1`)
+      const run = lib.func(
+        "int32_t ts_run(void *pool, const int64_t *plan, uint64_t words, const int64_t *bindings, uint64_t bindingCount, const int32_t *cancel, double *profile, uint64_t profileCount, int64_t *error, const void *hooks)"
+      )
+      return {
+        isa: lib.func("const char *ts_isa(void)")() as string,
+        path: file,
+        poolCreate: lib.func("void *ts_pool_create(int32_t)"),
+        poolDestroy: lib.func("void ts_pool_destroy(void *)"),
+        memoryCreate: lib.func("void *ts_memory_create(uint64_t, int32_t)"),
+        memoryDestroy: lib.func("void ts_memory_destroy(void *, uint64_t, int32_t)"),
+        memoryLive: lib.func("uint64_t ts_memory_live(void)"),
+        memoryPeak: lib.func("uint64_t ts_memory_peak(void)"),
+        memoryResetPeak: lib.func("void ts_memory_reset_peak(void)"),
+        view: (memory, bytes) => koffi.view(memory, bytes),
+        run: (a) =>
+          new Promise((resolve, reject) =>
+            run.async(
+              a.pool,
+              a.plan,
+              a.plan.length,
+              a.bindings,
+              a.bindings.length,
+              a.cancel,
+              a.profile,
+              a.profile?.length ?? 0,
+              a.error,
+              null,
+              (error: Error | null, status: number) => (error === null ? resolve(status) : reject(error))
+            )
+          )
+      }
+    },
+    catch: (e) => failed("SourceRejected", `loading ${file}: ${e instanceof Error ? e.message : String(e)}`)
+  })
+})
