@@ -1,9 +1,10 @@
-/** Image files to pixels, with sharp (its work runs on libuv's threads, so a few decodes overlap). */
+/** Image files to pixels: small plain JPEGs here, all else with sharp, on libuv's threads, so that a few decodes overlap. */
 import * as Effect from "effect/Effect"
 import sharp, { type Sharp } from "sharp"
 import { DataError, DecodeFailed, textOf } from "./Errors.ts"
 import * as Image from "./Image.ts"
 import type { ImageSample } from "./Samples.ts"
+import * as SmallJpeg from "./SmallJpeg.ts"
 
 export interface DecodeOptions {
   /** channels of the result: gray pictures are copied to 3, colour becomes luma for 1 */
@@ -22,6 +23,8 @@ export interface DecodeOptions {
 export const decode = (sample: ImageSample, options: DecodeOptions): Effect.Effect<Image.RawImage, DataError> => {
   const { image } = sample
   if (image._tag === "Raw") return Effect.succeed(Image.toChannels(image, options.channels))
+  const small = SmallJpeg.decode(image.bytes)
+  if (small !== null) return Effect.succeed(Image.toChannels(small, options.channels))
   return Effect.tryPromise({
     try: () => pixels(image.bytes, options),
     catch: (cause) =>

@@ -1,5 +1,5 @@
 import { assert, describe, it } from "@effect/vitest"
-import { Augment, Decode, Image, Resample, Source, Tar, View } from "@tessera/data"
+import { Augment, Decode, Image, Resample, SmallJpeg, Source, Tar, View } from "@tessera/data"
 import * as Effect from "effect/Effect"
 import * as fc from "fast-check"
 import { existsSync, readdirSync, readFileSync } from "node:fs"
@@ -160,4 +160,45 @@ describe("resize", () => {
         assert.strictEqual(Buffer.compare(direct.data, viaCut.data), 0)
       })
     ))
+})
+
+describe("the decoder for small JPEGs", () => {
+  /** An empty application segment sends a picture to sharp, with the same pixels. */
+  const viaSharp = (bytes: Uint8Array) => Uint8Array.from([0xff, 0xd8, 0xff, 0xe2, 0, 4, 0, 0, ...bytes.subarray(2)])
+  const stored = (archive: string, count: number) =>
+    Effect.gen(function* () {
+      const members = (yield* Tar.index(shared(archive))).filter((member) => member.name.endsWith("jpg"))
+      const bytes = yield* bytesOf(shared(archive))
+      return members.slice(0, count).map((member) => bytes.subarray(member.offset, member.offset + member.size))
+    })
+  for (const [archive, count] of [
+    ["cifar10/cifar10-test-000001.tar", 300],
+    ["tiny-imagenet-10/tiny-imagenet-val-000000.tar", 200]
+  ] as const) {
+    it.effect(`${archive}: sharp's pixels, exactly`, () =>
+      Effect.gen(function* () {
+        for (const bytes of yield* stored(archive, count)) {
+          assert.isNotNull(SmallJpeg.decode(bytes))
+          assert.isNull(SmallJpeg.decode(viaSharp(bytes)))
+          const here = yield* Decode.decode(sample("here", bytes), { channels: 3 })
+          const there = yield* Decode.decode(sample("there", viaSharp(bytes)), { channels: 3 })
+          assert.strictEqual(Buffer.compare(here.data, there.data), 0)
+        }
+      })
+    )
+  }
+  it.effect("leaves cut files to sharp, and survives any damage", () =>
+    Effect.gen(function* () {
+      const [picture] = yield* stored("cifar10/cifar10-test-000001.tar", 1)
+      fc.assert(
+        fc.property(fc.nat(picture!.length - 1), fc.nat(255), (at, value) => {
+          assert.isNull(SmallJpeg.decode(picture!.subarray(0, at)))
+          const damaged = picture!.slice()
+          damaged[at] = value
+          SmallJpeg.decode(damaged)
+        }),
+        { numRuns: 1000 }
+      )
+    })
+  )
 })
