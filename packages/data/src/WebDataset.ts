@@ -206,12 +206,7 @@ export const open = (
       classes: yield* classNames(files),
       get: (index) => {
         const sample = samples[index]!
-        return Effect.map(
-          Effect.forEach(sample.components, (component) =>
-            readComponent(read, files[sample.shard]!, sample, component)
-          ),
-          (components) => ({ key: sample.key, origin: files[sample.shard]!, components: new Map(components) })
-        )
+        return readSample(read, files[sample.shard]!, sample)
       }
     }
   })
@@ -302,20 +297,41 @@ const archiveReader = (archives: ReadonlyArray<string>): Effect.Effect<ArchiveRe
         })
   )
 
-const readComponent = (read: ArchiveReader, file: string, sample: Located, component: DaliIndex.Component) =>
-  Effect.flatMap(
-    read(sample.shard, { name: component.name ?? sample.key, offset: component.offset, size: component.size }),
-    (bytes): Effect.Effect<readonly [string, Uint8Array], DataError> =>
-      component.extension.endsWith(".gz")
-        ? Effect.try({
-            try: () => [component.extension.slice(0, -3), new Uint8Array(gunzipSync(bytes))] as const,
-            catch: (cause) =>
-              new DataError({
-                reason: new DecodeFailed({ file, key: component.name ?? sample.key, found: textOf(cause) })
-              })
-          })
-        : Effect.succeed([component.extension, bytes] as const)
+/** All files of a sample, in one read where they are neighbours, as in any archive they are. Of equal names the first counts. */
+const readSample = (read: ArchiveReader, file: string, sample: Located): Effect.Effect<WebSample, DataError> => {
+  const { components, key, shard } = sample
+  const start = components.reduce((least, one) => Math.min(least, one.offset), Infinity)
+  const end = components.reduce((most, one) => Math.max(most, one.offset + one.size), 0)
+  const wanted = components.reduce((sum, one) => sum + one.size, 0)
+  const together = end - start <= wanted + components.length * headerBytes
+  const parts = together
+    ? Effect.map(read(shard, { name: key, offset: start, size: end - start }), (bytes) =>
+        components.map((one) => bytes.subarray(one.offset - start, one.offset - start + one.size))
+      )
+    : Effect.forEach(components, (one) => read(shard, { name: one.name ?? key, offset: one.offset, size: one.size }))
+  return Effect.flatMap(parts, (found) =>
+    Effect.map(
+      Effect.forEach(components, (component, at) => unpacked(file, key, component, found[at]!)),
+      (named) => ({ key, origin: file, components: new Map(named.toReversed()) })
+    )
   )
+}
+
+/** More than the headers and the filling between two files of an archive, long names included. */
+const headerBytes = 4096
+
+const unpacked = (
+  file: string,
+  key: string,
+  { extension, name }: DaliIndex.Component,
+  bytes: Uint8Array
+): Effect.Effect<readonly [string, Uint8Array], DataError> =>
+  extension.endsWith(".gz")
+    ? Effect.try({
+        try: () => [extension.slice(0, -3), new Uint8Array(gunzipSync(bytes))] as const,
+        catch: (cause) => new DataError({ reason: new DecodeFailed({ file, key: name ?? key, found: textOf(cause) }) })
+      })
+    : Effect.succeed([extension, bytes] as const)
 
 const nameOf = (files: ReadonlyArray<string>): string =>
   files.length === 1 ? files[0]! : `${files[0]} ... ${basename(files.at(-1)!)} (${files.length} shards)`
