@@ -6,7 +6,7 @@ import * as Axis from "./Axis.ts"
 import type * as DType from "./DType.ts"
 import * as Module from "./Module.ts"
 import type { AnyTensor, Tensor } from "./Node.ts"
-import { build, input } from "./Node.ts"
+import { input } from "./Node.ts"
 import * as Program from "./Program.ts"
 import { add, broadcast, cast, constant, contractP, div, mul, mulP, scale, sumOf, shift } from "./primitives/algebra.ts"
 import { emit1, place } from "./primitives/emit.ts"
@@ -125,14 +125,19 @@ export const inputs = (
       leaves.map((leaf) => [
         leaf.path,
         Object.fromEntries(
-          Object.entries(optimizer.rule.state(leaf)).map(([name, s]) => [name, input({ axes: s.axes, dtype: s.dtype }, "optimizer")])
+          Object.entries(optimizer.rule.state(leaf)).map(([name, s]) => [
+            name,
+            input({ axes: s.axes, dtype: s.dtype }, "optimizer")
+          ])
         )
       ])
     ),
     ema:
       optimizer.ema === null
         ? null
-        : Object.fromEntries(leaves.map((leaf) => [leaf.path, input({ axes: leaf.param.axes, dtype: "f32" }, "optimizer")]))
+        : Object.fromEntries(
+            leaves.map((leaf) => [leaf.path, input({ axes: leaf.param.axes, dtype: "f32" }, "optimizer")])
+          )
   }
 }
 
@@ -152,15 +157,23 @@ export const initial = <P extends Module.ParamTree>(optimizer: Optimizer, params
       )
     ])
   )
-  const ema: Averages = Object.fromEntries(leaves.map((leaf) => [leaf.path, place(byPath.get(leaf.path)!, "optimizer")]))
+  const ema: Averages = Object.fromEntries(
+    leaves.map((leaf) => [leaf.path, place(byPath.get(leaf.path)!, "optimizer")])
+  )
   return Program.make({ params: tensors }, optimizer.ema === null ? { optimizer: state } : { optimizer: state, ema })
 }
 
 /** Tensors of a parameter tree by path. */
-export const tensorsByPath = <P extends Module.ParamTree>(params: P, tensors: Module.Tensors<P>): ReadonlyMap<string, AnyTensor> =>
+export const tensorsByPath = <P extends Module.ParamTree>(
+  params: P,
+  tensors: Module.Tensors<P>
+): ReadonlyMap<string, AnyTensor> =>
   new Map(
     Module.leaves(params).map((leaf) => {
-      const found = leaf.path === "" ? tensors : leaf.path.split("/").reduce<unknown>((at, key) => (at as Record<string, unknown>)[key], tensors)
+      const found =
+        leaf.path === ""
+          ? tensors
+          : leaf.path.split("/").reduce<unknown>((at, key) => (at as Record<string, unknown>)[key], tensors)
       return [leaf.path, found as AnyTensor]
     })
   )
@@ -204,10 +217,12 @@ const zero = () => constant(0)
 const vector = (values: ReadonlyArray<number>, axis: string): T => {
   const at = iota(axis, values.length, "i32")
   const equalTo = (i: number) => equal(at, constant(i, "i32") as unknown as Tensor<never, "int">)
-  return values.slice(1).reduce<T>(
-    (rest, value, i) => select(equalTo(i + 1), constant(value), rest as Scalar),
-    broadcast(constant(values[0]!), at.type.axes)
-  )
+  return values
+    .slice(1)
+    .reduce<T>(
+      (rest, value, i) => select(equalTo(i + 1), constant(value) as AnyTensor as T, rest),
+      broadcast(constant(values[0]!), at.type.axes)
+    )
 }
 
 const learningRateOf = (optimizer: Optimizer, leaf: Module.Leaf, rate: Scalar): T => {
@@ -226,7 +241,9 @@ export const update = (optimizer: Optimizer, leaves: ReadonlyArray<Module.Leaf>,
   const gradients = leaves.map((leaf) => place(given.gradients.get(leaf.path)!, "optimizer"))
   const empty = equal(weight, zero())
   const whole = mul(select(empty, constant(1), weight) as Scalar, lossScale)
-  const norm = (leaves.length === 0 ? zero() : div(sqrt(sumOf(gradients.map((g) => squares(g) as Scalar))), whole)) as Scalar
+  const norm = (
+    leaves.length === 0 ? zero() : div(sqrt(sumOf(gradients.map((g) => squares(g) as Scalar))), whole)
+  ) as Scalar
   const finite = and(isFinite(norm), isFinite(total))
   const updated = and(finite, less(zero(), weight)) as Tensor<never, "bool">
   const gradientScale = div(clipFactor(optimizer.clip, norm), whole) as Scalar
@@ -250,7 +267,7 @@ export const update = (optimizer: Optimizer, leaves: ReadonlyArray<Module.Leaf>,
     })
     const kept = keep(next.parameter, parameter)
     parameters.set(leaf.path, place(kept, "parameter"))
-    state[leaf.path] = Object.fromEntries(Object.entries(next.state).map(([name, x]) => [name, keep(x, old[name]!)]))
+    state[leaf.path] = Object.fromEntries(Object.entries(old).map(([name, x]) => [name, keep(next.state[name]!, x)]))
     if (optimizer.ema !== null) {
       const average = given.ema![leaf.path]! as T
       const { decay } = optimizer.ema
@@ -266,19 +283,3 @@ const clipFactor = (clip: Clip | null, norm: Scalar): Scalar => {
   if (clip.formula === "megatron") return minimum(constant(1), div(most, shift(norm, 1e-6)))
   return select(less(norm, most), constant(1), div(most, norm))
 }
-
-/** A slot of the leaf's own shape that begins at zero. */
-export const like = (leaf: Module.Leaf, dtype: DType.DType = "f32"): Slot => ({ axes: leaf.param.axes, dtype, init: 0 })
-
-/** Norm over all axes but `kept`. `[..] -> [kept..]` */
-export const normOf = (x: T, kept: ReadonlyArray<string>): T => {
-  const over = Axis.names(x.type.axes).filter((n) => !kept.includes(n))
-  return sqrt((over.length === 0 ? mul(x, x) : emit1(contractP, [x, x], { over, dtype: "f32" })) as T)
-}
-
-/** State that may be stored in 16 bits, as f32. */
-export const wide = (x: AnyTensor): T => cast(x as T, "f32")
-
-/** 1 - b^t, exact for small t and b near 1: -expm1(t log b). `step` is the number of this update, from 1. */
-export { bias as biasCorrection } from "./optimizers/bias.ts"
-export { build }

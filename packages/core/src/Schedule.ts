@@ -9,7 +9,7 @@ export interface Schedule {
   readonly at: (step: number) => number
 }
 
-const describe = (kind: string, options: Readonly<Record<string, number>>): string =>
+const describe = (kind: string, options: object): string =>
   `${kind}(${Object.entries(options)
     .map(([k, v]) => `${k} ${v}`)
     .join(", ")})`
@@ -24,7 +24,8 @@ export const make = (name: string, at: (step: number) => number): Schedule => ({
 export const constant = (value: number): Schedule => make(describe("constant", { value }), () => value)
 
 /** The same schedule times a factor. */
-export const scaled = (schedule: Schedule, factor: number): Schedule => make(`${factor} * ${schedule.name}`, (step) => factor * schedule.at(step))
+export const scaled = (schedule: Schedule, factor: number): Schedule =>
+  make(`${factor} * ${schedule.name}`, (step) => factor * schedule.at(step))
 
 export interface Ramp {
   readonly base: number
@@ -36,12 +37,14 @@ export interface Ramp {
 }
 
 /** Big_vision's frame: progress from the end of the warm-up to the total, times warm-up, times cool-down. */
-const ramped = ({ cooldown = 0, total, warmup = 0 }: Ramp, decay: (progress: number, step: number) => number) => (step: number) => {
-  const progress = clamp((step - warmup) / Math.max(1, total - warmup), 0, 1)
-  const up = warmup > 0 ? Math.min(1, step / warmup) : 1
-  const down = cooldown > 0 ? Math.max(0, Math.min(1, (total - step) / cooldown)) : 1
-  return decay(progress, step) * up * down
-}
+const ramped =
+  ({ cooldown = 0, total, warmup = 0 }: Ramp, decay: (progress: number, step: number) => number) =>
+  (step: number) => {
+    const progress = clamp((step - warmup) / Math.max(1, total - warmup), 0, 1)
+    const up = warmup > 0 ? Math.min(1, step / warmup) : 1
+    const down = cooldown > 0 ? Math.max(0, Math.min(1, (total - step) / cooldown)) : 1
+    return decay(progress, step) * up * down
+  }
 
 /**
  * Linear (or, with `power`, polynomial) from the base to `end`, with warm-up and cool-down.
@@ -98,9 +101,16 @@ export const nemoCosine = (options: {
 }
 
 /** base * ((1 - alpha) * cosine(step / total) + alpha), constant after `total`. @source optax cosine_decay_schedule, exponent 1 */
-export const optaxCosine = (options: { readonly base: number; readonly total: number; readonly alpha?: number }): Schedule => {
+export const optaxCosine = (options: {
+  readonly base: number
+  readonly total: number
+  readonly alpha?: number
+}): Schedule => {
   const { alpha = 0, base, total } = options
-  return make(describe("optaxCosine", options), (step) => base * ((1 - alpha) * halfCosine(Math.min(step, total) / total) + alpha))
+  return make(
+    describe("optaxCosine", options),
+    (step) => base * ((1 - alpha) * halfCosine(Math.min(step, total) / total) + alpha)
+  )
 }
 
 /**
@@ -125,7 +135,11 @@ export const optaxWarmupCosine = (options: {
  * base * (step + 1) / warmup for the first `warmup` steps, then a cosine to 0 at `total`.
  * @source open_clip_train/scheduler.py cosine_lr
  */
-export const openClipCosine = (options: { readonly base: number; readonly warmup: number; readonly total: number }): Schedule => {
+export const openClipCosine = (options: {
+  readonly base: number
+  readonly warmup: number
+  readonly total: number
+}): Schedule => {
   const { base, total, warmup } = options
   return make(describe("openClipCosine", options), (step) =>
     step < warmup ? (base * (step + 1)) / warmup : base * halfCosine((step - warmup) / Math.max(1, total - warmup))

@@ -70,7 +70,10 @@ const merge = (body: Body, settled: boolean): Body => {
       continue
     }
     const roles = e.outputs.map((o) => o.role)
-    const plain = meaning.kind === "region" ? Object.fromEntries(Object.entries(params).filter(([, v]) => !bodies.includes(v as Body))) : params
+    const plain =
+      meaning.kind === "region"
+        ? Object.fromEntries(Object.entries(params).filter(([, v]) => !bodies.includes(v as Body)))
+        : params
     const key = `${e.primitive.name}(${inputs.map(idOf).join(",")})${roles.join(",")}${keyOf(plain)}${bodies.map(Program.print).join("\n")}`
     const known = shared.get(key)
     const same = !changed && inputs.every((x, i) => x === e.inputs[i])
@@ -97,7 +100,11 @@ const prune = (body: Body): Body => {
     const inputs = e.inputs.map(now)
     const live = e.outputs.map((o) => used.has(o))
     const pruned =
-      e.primitive === scanP ? pruneScan(e, inputs, live) : e.primitive === recomputeP ? pruneRecompute(e, inputs, live) : null
+      e.primitive === scanP
+        ? pruneScan(e, inputs, live)
+        : e.primitive === recomputeP
+          ? pruneRecompute(e, inputs, live)
+          : null
     if (pruned !== null) pruned.forEach((x, i) => x !== null && env.set(e.outputs[i]!, x))
     else if (inputs.some((x, i) => x !== e.inputs[i])) {
       const outputs = build(
@@ -120,13 +127,17 @@ const reads = (inputs: ReadonlyArray<AnyTensor>, outputs: ReadonlyArray<AnyTenso
 }
 
 /** New outputs in the old places (null where dropped), or null when there is nothing to drop. */
-const pruneScan = (e: Equation, inputs: ReadonlyArray<AnyTensor>, used: ReadonlyArray<boolean>): ReadonlyArray<AnyTensor | null> | null => {
+const pruneScan = (
+  e: Equation,
+  inputs: ReadonlyArray<AnyTensor>,
+  used: ReadonlyArray<boolean>
+): ReadonlyArray<AnyTensor | null> | null => {
   const p = e.params as ScanParams
   const { body } = p
   // A carry lives when it is read outside, or by something that lives.
   const live = [...used]
   let read: ReadonlySet<AnyTensor> = new Set()
-  for (let grew = true; grew; ) {
+  for (let grew = true; grew;) {
     grew = false
     read = reads(
       body.inputs,
@@ -142,7 +153,10 @@ const pruneScan = (e: Equation, inputs: ReadonlyArray<AnyTensor>, used: Readonly
   // Operands given twice are passed once.
   const first = body.inputs.map((x, i) => {
     const kind = (j: number) => (j < p.carried ? 0 : j < p.carried + p.each ? 1 : 2)
-    const twin = kind(i) === 0 ? i : inputs.findIndex((y, j) => y === inputs[i] && kind(j) === kind(i) && read.has(body.inputs[j]!))
+    const twin =
+      kind(i) === 0
+        ? i
+        : inputs.findIndex((y, j) => y === inputs[i] && kind(j) === kind(i) && read.has(body.inputs[j]!))
     return twin >= 0 && twin < i && read.has(x) ? twin : i
   })
   const keep = body.inputs.map((x, i) => (i < p.carried ? live[i]! : first[i] === i && read.has(x)))
@@ -169,7 +183,11 @@ const pruneScan = (e: Equation, inputs: ReadonlyArray<AnyTensor>, used: Readonly
   )
 }
 
-const pruneRecompute = (e: Equation, inputs: ReadonlyArray<AnyTensor>, live: ReadonlyArray<boolean>): ReadonlyArray<AnyTensor | null> | null => {
+const pruneRecompute = (
+  e: Equation,
+  inputs: ReadonlyArray<AnyTensor>,
+  live: ReadonlyArray<boolean>
+): ReadonlyArray<AnyTensor | null> | null => {
   const { body } = e.params as { readonly body: Body }
   const outputs = body.outputs.filter((_, i) => live[i])
   const read = reads(body.inputs, outputs)
@@ -189,7 +207,12 @@ const pruneRecompute = (e: Equation, inputs: ReadonlyArray<AnyTensor>, live: Rea
   )
 }
 
-const rebuilt = (e: Equation, inputs: ReadonlyArray<AnyTensor>, params: unknown, live: ReadonlyArray<boolean>): ReadonlyArray<AnyTensor | null> => {
+const rebuilt = (
+  e: Equation,
+  inputs: ReadonlyArray<AnyTensor>,
+  params: unknown,
+  live: ReadonlyArray<boolean>
+): ReadonlyArray<AnyTensor | null> => {
   const outputs = build(
     e.primitive,
     inputs,
@@ -201,7 +224,7 @@ const rebuilt = (e: Equation, inputs: ReadonlyArray<AnyTensor>, params: unknown,
 }
 
 /** The one value of all elements, where that is evident. */
-const uniform = (x: AnyTensor): number | null => {
+export const uniform = (x: AnyTensor): number | null => {
   let at = x
   for (;;) {
     const e = at.equation
@@ -212,7 +235,8 @@ const uniform = (x: AnyTensor): number | null => {
   }
 }
 
-const made = (x: AnyTensor, primitive: unknown): Equation | null => (x.equation !== null && x.equation.primitive === primitive ? x.equation : null)
+const made = (x: AnyTensor, primitive: unknown): Equation | null =>
+  x.equation !== null && x.equation.primitive === primitive ? x.equation : null
 
 /** Every value of `from` is a value of `to`. */
 const widens = (from: DType.DType, to: DType.DType): boolean =>
@@ -224,14 +248,18 @@ const widens = (from: DType.DType, to: DType.DType): boolean =>
 const isFloat = (x: AnyTensor): boolean => DType.kindOf(x.type.dtype) === "float"
 
 /** Identities between neighbours: what output 0 of the equation, on these inputs, equals. `once(i)`: nobody else reads input i. */
-const rewriteAlgebra = (e: Equation, inputs: ReadonlyArray<AnyTensor>, once: (i: number) => boolean): AnyTensor | null => {
+const rewriteAlgebra = (
+  e: Equation,
+  inputs: ReadonlyArray<AnyTensor>,
+  once: (i: number) => boolean
+): AnyTensor | null => {
   const [x, y] = inputs
   const role = e.outputs[0]?.role ?? "compute"
   const one = (primitive: Equation["primitive"], xs: ReadonlyArray<AnyTensor>, params: unknown): AnyTensor =>
     build(primitive, xs, params, role)[0]!
   switch (e.primitive) {
     case mulP:
-      return uniform(y!) === 1 ? x! : uniform(x!) === 1 ? y! : scaleOfScale(x!, y!, one) ?? scaleOfScale(y!, x!, one)
+      return uniform(y!) === 1 ? x! : uniform(x!) === 1 ? y! : (scaleOfScale(x!, y!, one) ?? scaleOfScale(y!, x!, one))
     case addP:
       return uniform(y!) === 0 ? x! : uniform(x!) === 0 ? y! : null
     case subP:
@@ -250,7 +278,9 @@ const rewriteAlgebra = (e: Equation, inputs: ReadonlyArray<AnyTensor>, once: (i:
       const inner = made(x!, renameP)
       if (e.params.from === e.params.to) return x!
       if (inner === null || inner.params.to !== e.params.from) return null
-      return inner.params.from === e.params.to ? inner.inputs[0]! : one(renameP, inner.inputs, { from: inner.params.from, to: e.params.to })
+      return inner.params.from === e.params.to
+        ? inner.inputs[0]!
+        : one(renameP, inner.inputs, { from: inner.params.from, to: e.params.to })
     }
     case broadcastP: {
       const axes = e.params.axes as Axis.Axes
@@ -267,14 +297,20 @@ const rewriteAlgebra = (e: Equation, inputs: ReadonlyArray<AnyTensor>, once: (i:
     case splitP: {
       const inner = made(x!, mergeP)
       const p = e.params
-      return inner !== null && inner.params.axis === p.axis && inner.params.outer === p.outer && inner.params.inner === p.inner
+      return inner !== null &&
+        inner.params.axis === p.axis &&
+        inner.params.outer === p.outer &&
+        inner.params.inner === p.inner
         ? inner.inputs[0]!
         : null
     }
     case mergeP: {
       const inner = made(x!, splitP)
       const p = e.params
-      return inner !== null && inner.params.axis === p.axis && inner.params.outer === p.outer && inner.params.inner === p.inner
+      return inner !== null &&
+        inner.params.axis === p.axis &&
+        inner.params.outer === p.outer &&
+        inner.params.inner === p.inner
         ? inner.inputs[0]!
         : null
     }
@@ -310,7 +346,8 @@ const castOf = (x: AnyTensor, dtype: DType.DType, once: boolean, one: One): AnyT
   }
   // The sum is accumulated in f32 anyway: what is read as f32 need not be rounded on the way. Alone, or the product would run twice.
   const product = made(x, contractP)
-  if (product !== null && once && dtype === "f32" && isFloat(x)) return one(contractP, product.inputs, { ...product.params, dtype })
+  if (product !== null && once && dtype === "f32" && isFloat(x))
+    return one(contractP, product.inputs, { ...product.params, dtype })
   return null
 }
 

@@ -59,4 +59,6 @@ export const single: Strategy = {
 export const deviceCount = (strategy: Strategy): number => strategy.mesh.reduce((n, [, count]) => n * count, 1)
 
 /** The strategy in force; a single device unless provided. */
-export const Current: Context.Reference<Strategy> = Context.Reference<Strategy>("@tessera/core/Strategy", { defaultValue: () => single })
+export const Current: Context.Reference<Strategy> = Context.Reference<Strategy>("@tessera/core/Strategy", {
+  defaultValue: () => single
+})
