@@ -30,11 +30,21 @@ const key = (axes: Axis.Axes): string =>
 
 interface Group {
   readonly id: number
-  readonly pattern: FusedParams["pattern"]
+  pattern: FusedParams["pattern"]
   readonly space: string
   readonly members: Array<Equation>
   /** Groups whose results this one reads. */
   readonly needs: Set<number>
+  /** What a product's kernel has taken in so far. */
+  readonly product: Product | null
+}
+
+interface Product {
+  contracts: number
+  /** Several contractions added up: one product with a longer sum. */
+  summed: boolean
+  /** Biases, activations or residuals: nothing more can be added up. */
+  epilogue: "none" | "bias" | "closed"
 }
 
 /** Fuses every body, innermost first. */
@@ -82,7 +92,14 @@ const fuseBody = (body: Body, ability: Ability): Body => {
     }
     return false
   }
+  /** `from` becomes part of `into`. */
+  const join = (from: Group, into: Group): void => {
+    for (const n of needsOf(from.id)) if (n !== into.id) into.needs.add(n)
+    into.members.push(...from.members)
+    union.set(from.id, into.id)
+  }
   const consumers = new Map<AnyTensor, number>()
+  for (const o of body.outputs) consumers.set(o, (consumers.get(o) ?? 0) + 1)
   for (const e of body.equations) for (const x of e.inputs) consumers.set(x, (consumers.get(x) ?? 0) + 1)
 
   const isSource = (x: AnyTensor) => x.equation !== null && x.equation.inputs.length === 0 && ability.source(x.equation)
@@ -98,29 +115,154 @@ const fuseBody = (body: Body, ability: Ability): Body => {
       pattern: "pointwise",
       space: key(e.outputs[0]!.type.axes),
       members: [e],
-      needs
+      needs,
+      product:
+        e.primitive.name === "contract" && e.params.over.length > 0
+          ? { contracts: 1, summed: false, epilogue: "none" }
+          : null
     }
     groups.push(mine)
     groupOf.set(e, mine)
+    if (ability.gemm && joinProduct(e, mine, body, consumers, { groupOf, groups, join, reaches, root })) continue
     if (!ability.pointwise(e)) continue
     let current = mine
     for (const candidate of new Set(producers)) {
       const other = groups[root(candidate.id)]!
-      if (other.id === current.id || other.space !== current.space || !other.members.every(ability.pointwise)) continue
+      if (other.id === current.id || other.space !== current.space || other.product !== null) continue
+      if (!other.members.every(ability.pointwise)) continue
       if (other.members.length + current.members.length > ability.equations) continue
       // Joining is legal when no path leads from one to the other through a third.
       const between = needsOf(current.id).some((n) => n !== other.id && reaches(n, other.id))
       if (between || operandCount([...other.members, ...current.members], body, consumers, isSource) > ability.operands)
         continue
-      const joined = current.id
-      for (const n of needsOf(current.id)) if (n !== other.id) other.needs.add(n)
-      other.members.push(...current.members)
-      union.set(joined, other.id)
+      join(current, other)
       current = other
     }
   }
   const chosen = groups.filter((g) => !union.has(g.id) && g.members.length > 1)
   return rebuild(body, chosen, isSource)
+}
+
+interface Grouping {
+  readonly groups: ReadonlyArray<Group>
+  readonly groupOf: ReadonlyMap<Equation, Group>
+  readonly root: (id: number) => number
+  readonly reaches: (from: number, target: number) => boolean
+  readonly join: (from: Group, into: Group) => void
+}
+
+/** Columns of a product: the axes of its second operand that the first lacks. */
+const columnsOf = (contract: Equation): ReadonlyArray<string> => {
+  const [x, y] = contract.inputs
+  return Axis.names(y!.type.axes).filter((n) => !Axis.has(x!.type.axes, n))
+}
+
+/**
+ * Takes `e` into a product's kernel where one wants it: a sibling that multiplies the same matrix, a product that is added to another, a bias of its
+ * columns, a GELU of the biased value, a residual of the same axes.
+ */
+const joinProduct = (
+  e: Equation,
+  mine: Group,
+  body: Body,
+  consumers: ReadonlyMap<AnyTensor, number>,
+  all: Grouping
+): boolean => {
+  const { groupOf, groups, join, reaches, root } = all
+  const groupAt = (x: AnyTensor): Group | null => {
+    const g = x.equation === null ? undefined : groupOf.get(x.equation)
+    const at = g === undefined ? null : groups[root(g.id)]!
+    return at?.product == null || at === mine ? null : at
+  }
+  /** No path from the group to what else `e` reads. */
+  const legal = (into: Group, except: ReadonlyArray<Group> = []) =>
+    e.inputs.every((x) => {
+      const g = x.equation === null ? undefined : groupOf.get(x.equation)
+      const id = g === undefined ? -1 : root(g.id)
+      return id < 0 || id === into.id || except.some((o) => o.id === id) || !reaches(id, into.id)
+    })
+  if (mine.product !== null) {
+    const sibling = groups.find(
+      (g) =>
+        root(g.id) === g.id &&
+        g !== mine &&
+        g.product !== null &&
+        !g.product.summed &&
+        g.product.epilogue !== "closed" &&
+        g.members.some(
+          (m) =>
+            m.primitive.name === "contract" &&
+            m.inputs[0] === e.inputs[0] &&
+            m.params.over.length === e.params.over.length &&
+            m.params.over.every((o: string) => e.params.over.includes(o)) &&
+            m.params.dtype === e.params.dtype &&
+            !sharesBatch(m) &&
+            !sharesBatch(e)
+        )
+    )
+    if (sibling === undefined || !legal(sibling)) return false
+    sibling.product!.contracts++
+    join(mine, sibling)
+    sibling.pattern = "gemm"
+    return true
+  }
+  if (e.primitive.name === "gelu") {
+    const g = groupAt(e.inputs[0]!)
+    if (g === null || g.product!.contracts !== 1 || g.product!.epilogue !== "bias" || !isLast(g, e.inputs[0]!))
+      return false
+    g.product!.epilogue = "closed"
+    join(mine, g)
+    g.pattern = "gemm"
+    return true
+  }
+  if (e.primitive.name !== "add") return false
+  const [a, b] = [groupAt(e.inputs[0]!), groupAt(e.inputs[1]!)]
+  const alone = (x: AnyTensor) => consumers.get(x) === 1
+  if (a !== null && b !== null && a !== b) {
+    const plain = [a, b].every(
+      (g) =>
+        g.product!.epilogue === "none" && (g.product!.contracts === 1 || g.product!.summed) && g.space === mine.space
+    )
+    if (!plain || !alone(e.inputs[0]!) || !alone(e.inputs[1]!)) return false
+    if (reaches(a.id, b.id) || reaches(b.id, a.id)) return false
+    join(b, a)
+    join(mine, a)
+    a.product!.contracts += b.product!.contracts
+    a.product!.summed = true
+    a.pattern = "gemm"
+    return true
+  }
+  const [g, value, other] = a !== null ? [a, e.inputs[0]!, e.inputs[1]!] : [b, e.inputs[1]!, e.inputs[0]!]
+  if (g === null || !alone(value) || value.type.dtype !== other.type.dtype || !legal(g)) return false
+  const contract = g.members.find(
+    (m) => m.primitive.name === "contract" && (m.outputs[0] === value || g.product!.summed)
+  )
+  if (contract === undefined) return false
+  const columns = columnsOf(contract)
+  const isBias =
+    other.type.axes.length > 0 &&
+    Axis.names(other.type.axes).every((n) => columns.includes(n)) &&
+    other.type.axes.length === columns.length
+  if (isBias && g.product!.epilogue !== "closed" && !g.product!.summed && value.equation === contract) {
+    g.product!.epilogue = "bias"
+  } else if (
+    g.product!.contracts === 1 &&
+    g.product!.epilogue !== "closed" &&
+    Axis.equal(other.type.axes, value.type.axes)
+  ) {
+    g.product!.epilogue = "closed"
+  } else return false
+  join(mine, g)
+  g.pattern = "gemm"
+  return true
+}
+
+/** Whether `x` is made by the newest member. */
+const isLast = (g: Group, x: AnyTensor): boolean => g.members[g.members.length - 1] === x.equation
+
+const sharesBatch = (contract: Equation): boolean => {
+  const [x, y] = contract.inputs
+  return Axis.names(x!.type.axes).some((n) => Axis.has(y!.type.axes, n) && !contract.params.over.includes(n))
 }
 
 const operandCount = (
@@ -137,7 +279,7 @@ const operandCount = (
   for (const e of members) {
     for (const o of e.outputs) {
       const within = members.reduce((n, m) => n + m.inputs.filter((x) => x === o).length, 0)
-      if (within < (consumers.get(o) ?? 0) || body.outputs.includes(o)) writes++
+      if (within < (consumers.get(o) ?? 0)) writes++
     }
   }
   return reads.size + writes

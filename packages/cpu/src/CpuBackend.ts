@@ -37,24 +37,38 @@ interface CpuBuffer extends Buffer {
 const wrong = (detail: string) => new DeviceError({ backend: "cpu", reason: "WrongBuffer", detail })
 
 const owned = (buffer: Buffer): Effect.Effect<CpuBuffer, DeviceError> =>
-  "address" in buffer ? Effect.succeed(buffer as CpuBuffer) : Effect.fail(wrong("a buffer of another backend was given"))
+  "address" in buffer
+    ? Effect.succeed(buffer as CpuBuffer)
+    : Effect.fail(wrong("a buffer of another backend was given"))
 
 const statusText = (status: number, equation: Equation | undefined): DeviceError => {
-  const where = equation === undefined ? "" : ` at ${equation.primitive.name}${equation.outputs.length > 0 ? ` ${Axis.print(equation.outputs[0]!.type.axes)}` : ""}`
-  if (status === 1) return new DeviceError({ backend: "cpu", reason: "Cancelled", detail: `the step was cancelled${where}` })
-  if (status === 3) return new DeviceError({ backend: "cpu", reason: "OutOfMemory", detail: `no scratch memory${where}` })
-  return new DeviceError({ backend: "cpu", reason: "LaunchFailed", detail: `the library refused the plan (status ${status})${where}` })
+  const where =
+    equation === undefined
+      ? ""
+      : ` at ${equation.primitive.name}${equation.outputs.length > 0 ? ` ${Axis.print(equation.outputs[0]!.type.axes)}` : ""}`
+  if (status === 1)
+    return new DeviceError({ backend: "cpu", reason: "Cancelled", detail: `the step was cancelled${where}` })
+  if (status === 3)
+    return new DeviceError({ backend: "cpu", reason: "OutOfMemory", detail: `no scratch memory${where}` })
+  return new DeviceError({
+    backend: "cpu",
+    reason: "LaunchFailed",
+    detail: `the library refused the plan (status ${status})${where}`
+  })
 }
 
 /** The passes of this backend before planning. */
 export const prepare = (program: Program.Body): Program.Body =>
-  fuse(decomposeExcept(program, (name) => kernels.has(name)), {
-    pointwise: isPointwise,
-    source: isSource,
-    operands: 24,
-    equations: 96,
-    gemm: true
-  })
+  fuse(
+    decomposeExcept(program, (name) => kernels.has(name)),
+    {
+      pointwise: isPointwise,
+      source: isSource,
+      operands: 24,
+      equations: 96,
+      gemm: true
+    }
+  )
 
 const make = Effect.fn("CpuBackend.make")(function* (options: CpuOptions) {
   const library = yield* NativeLibrary.load(options)
@@ -64,20 +78,34 @@ const make = Effect.fn("CpuBackend.make")(function* (options: CpuOptions) {
     Effect.suspend(() => {
       const p = library.poolCreate(threads)
       return p === null
-        ? Effect.fail(new CompileError({ backend: "cpu", reason: "UnsupportedPlatform", detail: `cannot start ${threads} threads` }))
+        ? Effect.fail(
+            new CompileError({
+              backend: "cpu",
+              reason: "UnsupportedPlatform",
+              detail: `cannot start ${threads} threads`
+            })
+          )
         : Effect.succeed(p)
     }),
     (p) => Effect.sync(() => library.poolDestroy(p))
   )
 
-  const memory = (bytes: number): Effect.Effect<{ readonly address: bigint; readonly view: Uint8Array }, DeviceError, Scope.Scope> => {
+  const memory = (
+    bytes: number
+  ): Effect.Effect<{ readonly address: bigint; readonly view: Uint8Array }, DeviceError, Scope.Scope> => {
     const size = Math.max(64, bytes)
     return Effect.map(
       Effect.acquireRelease(
         Effect.suspend(() => {
           const address = library.memoryCreate(size, kind)
           return address === null
-            ? Effect.fail(new DeviceError({ backend: "cpu", reason: "OutOfMemory", detail: `cannot get ${size} bytes (${(size / 2 ** 20).toFixed(0)} MiB)` }))
+            ? Effect.fail(
+                new DeviceError({
+                  backend: "cpu",
+                  reason: "OutOfMemory",
+                  detail: `cannot get ${size} bytes (${(size / 2 ** 20).toFixed(0)} MiB)`
+                })
+              )
             : Effect.succeed(address)
         }),
         (address) => Effect.sync(() => library.memoryDestroy(address, size, kind))
@@ -88,7 +116,10 @@ const make = Effect.fn("CpuBackend.make")(function* (options: CpuOptions) {
   const allocate = (type: TensorType): Effect.Effect<CpuBuffer, DeviceError, Scope.Scope> =>
     Effect.map(memory(bytesOf(type)), (m) => ({ type, bytes: bytesOf(type), ...m }))
 
-  const compile = Effect.fn("CpuBackend.compile")(function* <I, O>(program: Program.Program<I, O>, { donated = [] }: CompileOptions = {}) {
+  const compile = Effect.fn("CpuBackend.compile")(function* <I, O>(
+    program: Program.Program<I, O>,
+    { donated = [] }: CompileOptions = {}
+  ) {
     const prepared = yield* Effect.try({
       try: () => {
         const body = prepare(program)
@@ -100,7 +131,14 @@ const make = Effect.fn("CpuBackend.make")(function* (options: CpuOptions) {
           donated
         })
       },
-      catch: (e) => (e instanceof CompileError ? e : new CompileError({ backend: "cpu", reason: "SourceRejected", detail: e instanceof Error ? (e.stack ?? e.message) : String(e) }))
+      catch: (e) =>
+        e instanceof CompileError
+          ? e
+          : new CompileError({
+              backend: "cpu",
+              reason: "SourceRejected",
+              detail: e instanceof Error ? (e.stack ?? e.message) : String(e)
+            })
     })
     const plan = prepared
     const arena = yield* memory(plan.arenaBytes)
@@ -119,9 +157,13 @@ const make = Effect.fn("CpuBackend.make")(function* (options: CpuOptions) {
       }
     )
     const equations = plan.equations
-    const execute = (inputs: ReadonlyArray<Buffer>, profile: Float64Array | null): Effect.Effect<ReadonlyArray<Buffer>, DeviceError> =>
+    const execute = (
+      inputs: ReadonlyArray<Buffer>,
+      profile: Float64Array | null
+    ): Effect.Effect<ReadonlyArray<Buffer>, DeviceError> =>
       Effect.gen(function* () {
-        if (inputs.length !== inputCount) return yield* wrong(`the program takes ${inputCount} inputs, found ${inputs.length}`)
+        if (inputs.length !== inputCount)
+          return yield* wrong(`the program takes ${inputCount} inputs, found ${inputs.length}`)
         const bindings = new BigInt64Array(1 + inputCount + outputs.length)
         bindings[0] = arena.address
         const given: Array<CpuBuffer> = []
@@ -129,7 +171,9 @@ const make = Effect.fn("CpuBackend.make")(function* (options: CpuOptions) {
           const b = yield* owned(inputs[i]!)
           const expected = program.inputs[i]!.type
           if (b.type.dtype !== expected.dtype || b.bytes !== bytesOf(expected)) {
-            return yield* wrong(`input ${i} is ${b.type.dtype}${Axis.print(b.type.axes)}, expected ${expected.dtype}${Axis.print(expected.axes)}`)
+            return yield* wrong(
+              `input ${i} is ${b.type.dtype}${Axis.print(b.type.axes)}, expected ${expected.dtype}${Axis.print(expected.axes)}`
+            )
           }
           bindings[1 + i] = b.address
           given.push(b)
@@ -144,7 +188,8 @@ const make = Effect.fn("CpuBackend.make")(function* (options: CpuOptions) {
           const done = library.run({ pool, plan: words, bindings, cancel, profile, error })
           done.then(
             (s) => resume(Effect.succeed(s)),
-            (e: unknown) => resume(Effect.fail(new DeviceError({ backend: "cpu", reason: "LaunchFailed", detail: String(e) })))
+            (e: unknown) =>
+              resume(Effect.fail(new DeviceError({ backend: "cpu", reason: "LaunchFailed", detail: String(e) })))
           )
           return Effect.promise(() => {
             cancel[0] = 1
@@ -162,7 +207,9 @@ const make = Effect.fn("CpuBackend.make")(function* (options: CpuOptions) {
       profile: (inputs) => {
         const times = new Float64Array(equations.length + 1)
         return Effect.map(execute(inputs, times), () =>
-          equations.map((equation, i): EquationProfile => ({ equation, nanoseconds: times[i]! })).filter((p) => p.nanoseconds > 0)
+          equations
+            .map((equation, i): EquationProfile => ({ equation, nanoseconds: times[i]! }))
+            .filter((p) => p.nanoseconds > 0)
         )
       },
       cost: Program.cost(program),
@@ -182,13 +229,18 @@ const make = Effect.fn("CpuBackend.make")(function* (options: CpuOptions) {
       Effect.flatMap(owned(buffer), (b) =>
         bytes.byteLength === b.bytes
           ? Effect.sync(() => b.view.set(bytes))
-          : Effect.fail(wrong(`${bytes.byteLength} bytes were given for ${b.type.dtype}${Axis.print(b.type.axes)}, which needs ${b.bytes}`))
+          : Effect.fail(
+              wrong(
+                `${bytes.byteLength} bytes were given for ${b.type.dtype}${Axis.print(b.type.axes)}, which needs ${b.bytes}`
+              )
+            )
       ),
     read: (buffer) => Effect.map(owned(buffer), (b) => b.view.slice())
   })
 })
 
-export const layerWith = (options: CpuOptions): Layer.Layer<Backend, CompileError> => Layer.effect(Backend, make(options))
+export const layerWith = (options: CpuOptions): Layer.Layer<Backend, CompileError> =>
+  Layer.effect(Backend, make(options))
 
 /** All cores, the best instruction set, private memory. */
 export const layer: Layer.Layer<Backend, CompileError> = layerWith({})

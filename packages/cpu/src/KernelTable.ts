@@ -6,14 +6,19 @@ import * as Program from "@tessera/core/Program"
 import { input } from "@tessera/core/Node"
 import { build } from "@tessera/core/Node"
 import { emitAttention } from "./emit/attention.ts"
-import { emitContract, emitReduce } from "./emit/gemm.ts"
+import { emitContract, emitProduct, emitReduce } from "./emit/gemm.ts"
 import { emitConcat, emitCumsum, emitLookup, emitPad, emitScatterAdd, emitUpdateSlice } from "./emit/index.ts"
 import * as Nest from "./emit/nest.ts"
 import { emitPointwise, isPointwise } from "./emit/pointwise.ts"
 import { emitCrossEntropy, emitCrossEntropyBackward, emitNorm, emitNormBackward } from "./emit/rows.ts"
 import { emitAdamw } from "./emit/update.ts"
 
-type Emitter = (e: Equation, inputs: ReadonlyArray<Plan.View>, outputs: ReadonlyArray<Plan.View>, emission: Nest.Emission) => void
+type Emitter = (
+  e: Equation,
+  inputs: ReadonlyArray<Plan.View>,
+  outputs: ReadonlyArray<Plan.View>,
+  emission: Nest.Emission
+) => void
 
 /** Composites with a kernel of their own; all others run as their decomposition. */
 const composites: Readonly<Record<string, Emitter>> = {
@@ -58,12 +63,41 @@ const alone = (e: Equation): Program.Body => {
 
 export const emit: Emitter = (e, inputs, outputs, emission) => {
   const { name } = e.primitive
-  if (name === "fused") return emitPointwise(e.params.body, inputs, outputs, emission)
+  if (name === "fused") {
+    if (e.params.pattern === "pointwise") return emitPointwise(e.params.body, inputs, outputs, emission)
+    if (!emitProduct(e.params.body, inputs, outputs, emission)) emitEach(e.params.body, inputs, outputs, emission)
+    return
+  }
   if (name === "constant") return Nest.fill(outputs[0]!, e.params.value, emission)
   if (name === "iota" || isPointwise(e)) return emitPointwise(alone(e), inputs, outputs, emission)
   const emitter = composites[name] ?? core[name]
   if (emitter === undefined) {
-    throw new CompileError({ backend: "cpu", reason: "MissingKernel", detail: `no kernel for "${name}", and it has no decomposition` })
+    throw new CompileError({
+      backend: "cpu",
+      reason: "MissingKernel",
+      detail: `no kernel for "${name}", and it has no decomposition`
+    })
   }
   emitter(e, inputs, outputs, emission)
+}
+
+/** A fused body without a kernel of its own: its equations one by one. */
+const emitEach = (
+  body: Program.Body,
+  inputs: ReadonlyArray<Plan.View>,
+  outputs: ReadonlyArray<Plan.View>,
+  emission: Nest.Emission
+): void => {
+  const views = new Map(body.inputs.map((x, i) => [x, inputs[i]!]))
+  const places = new Map(body.outputs.map((x, i) => [x, outputs[i]!]))
+  for (const e of body.equations) {
+    const outs = e.outputs.map((o) => places.get(o) ?? emission.temporary(o.type.axes, o.type.dtype))
+    emit(
+      e,
+      e.inputs.map((x) => views.get(x)!),
+      outs,
+      emission
+    )
+    e.outputs.forEach((o, i) => views.set(o, outs[i]!))
+  }
 }

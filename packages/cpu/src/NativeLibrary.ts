@@ -14,7 +14,10 @@ import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import koffi from "koffi"
 
-const Isas = Schema.Record(Schema.String, Schema.Struct({ flags: Schema.Array(Schema.String), needs: Schema.Array(Schema.String) }))
+const Isas = Schema.Record(
+  Schema.String,
+  Schema.Struct({ flags: Schema.Array(Schema.String), needs: Schema.Array(Schema.String) })
+)
 
 export interface LibraryOptions {
   /** Name from `native/isa.json`; the best that runs here unless given. */
@@ -30,7 +33,11 @@ const sourceDir = fileURLToPath(new URL("../native/", import.meta.url))
 
 const failed = (reason: CompileError["reason"], detail: string) => new CompileError({ backend: "cpu", reason, detail })
 
-const attempt = <A>(reason: CompileError["reason"], what: string, f: () => Promise<A>): Effect.Effect<A, CompileError> =>
+const attempt = <A>(
+  reason: CompileError["reason"],
+  what: string,
+  f: () => Promise<A>
+): Effect.Effect<A, CompileError> =>
   Effect.tryPromise({ try: f, catch: (e) => failed(reason, `${what}: ${e instanceof Error ? e.message : String(e)}`) })
 
 /** Feature names of this processor as Linux prints them. */
@@ -41,7 +48,10 @@ const processorFeatures = Effect.map(
 
 const readIsas = Effect.flatMap(
   attempt("SourceRejected", "native/isa.json", () => fs.readFile(path.join(sourceDir, "isa.json"), "utf8")),
-  (text) => Effect.mapError(Schema.decodeUnknownEffect(Schema.fromJsonString(Isas))(text), (e) => failed("SourceRejected", `native/isa.json: ${e.message}`))
+  (text) =>
+    Effect.mapError(Schema.decodeUnknownEffect(Schema.fromJsonString(Isas))(text), (e) =>
+      failed("SourceRejected", `native/isa.json: ${e.message}`)
+    )
 )
 
 /** All instruction sets that this processor runs, best first. */
@@ -55,7 +65,10 @@ export const runnableIsas: Effect.Effect<ReadonlyArray<string>, CompileError> = 
   })
 })
 
-const run = (command: string, args: ReadonlyArray<string>): Promise<{ readonly code: number; readonly output: string }> =>
+const run = (
+  command: string,
+  args: ReadonlyArray<string>
+): Promise<{ readonly code: number; readonly output: string }> =>
   new Promise((resolve, reject) => {
     const child = spawn(command, args, { stdio: ["ignore", "pipe", "pipe"] })
     let output = ""
@@ -74,20 +87,31 @@ const noCompiler = (compiler: string) =>
 /** Path of the compiled library, compiling it when the cache has none for these sources, flags and compiler. */
 const libraryPath = Effect.fn("NativeLibrary.build")(function* (options: LibraryOptions) {
   if (process.platform !== "linux" || (process.arch !== "x64" && process.arch !== "arm64")) {
-    return yield* failed("UnsupportedPlatform", `the native kernels run on Linux x64 and arm64; this is ${process.platform} ${process.arch}; use --backend reference for small programs`)
+    return yield* failed(
+      "UnsupportedPlatform",
+      `the native kernels run on Linux x64 and arm64; this is ${process.platform} ${process.arch}; use --backend reference for small programs`
+    )
   }
   const isas = yield* readIsas
   const runnable = yield* runnableIsas
   const isa = options.isa ?? runnable[0]
   if (isa === undefined || isas[isa] === undefined) {
-    return yield* failed("UnsupportedPlatform", `instruction set "${isa ?? "none"}" is not known; this processor runs ${runnable.join(", ")}`)
+    return yield* failed(
+      "UnsupportedPlatform",
+      `instruction set "${isa ?? "none"}" is not known; this processor runs ${runnable.join(", ")}`
+    )
   }
   const compiler = options.compiler ?? "c++"
-  const names = (yield* attempt("SourceRejected", "native sources", () => fs.readdir(sourceDir))).filter((n) => /\.(cpp|hpp|h)$/.test(n)).sort()
-  const texts = yield* attempt("SourceRejected", "native sources", () => Promise.all(names.map((n) => fs.readFile(path.join(sourceDir, n)))))
+  const names = (yield* attempt("SourceRejected", "native sources", () => fs.readdir(sourceDir)))
+    .filter((n) => /\.(cpp|hpp|h)$/.test(n))
+    .sort()
+  const texts = yield* attempt("SourceRejected", "native sources", () =>
+    Promise.all(names.map((n) => fs.readFile(path.join(sourceDir, n))))
+  )
   const hash = createHash("sha256").update(JSON.stringify([isas[isa]!.flags, compiler, process.arch]))
   names.forEach((n, i) => hash.update(n).update(texts[i]!))
-  const cache = options.cacheDir ?? path.join(process.env["XDG_CACHE_HOME"] ?? path.join(homedir(), ".cache"), "tessera", "native")
+  const cache =
+    options.cacheDir ?? path.join(process.env["XDG_CACHE_HOME"] ?? path.join(homedir(), ".cache"), "tessera", "native")
   const target = path.join(cache, `tessera-${isa}-${hash.digest("hex").slice(0, 20)}.so`)
   if (existsSync(target)) return target
   options.onProgress?.(`compiling the native kernels for ${isa} (once)`)
@@ -102,18 +126,39 @@ const libraryPath = Effect.fn("NativeLibrary.build")(function* (options: Library
   const objects = units.map((n) => path.join(work, n.replace(/\.cpp$/, ".o")))
   const compile = (n: string, i: number) =>
     Effect.flatMap(
-      attempt("SourceRejected", n, () => run(compiler, ["-O3", "-std=c++20", "-fPIC", "-pthread", ...isas[isa]!.flags, "-c", path.join(sourceDir, n), "-o", objects[i]!])),
-      (r) => (r.code === 0 ? Effect.void : Effect.fail(failed("SourceRejected", `${compiler} refused native/${n}:\n${r.output.slice(0, 2000)}`)))
+      attempt("SourceRejected", n, () =>
+        run(compiler, [
+          "-O3",
+          "-std=c++20",
+          "-fPIC",
+          "-pthread",
+          ...isas[isa]!.flags,
+          "-c",
+          path.join(sourceDir, n),
+          "-o",
+          objects[i]!
+        ])
+      ),
+      (r) =>
+        r.code === 0
+          ? Effect.void
+          : Effect.fail(failed("SourceRejected", `${compiler} refused native/${n}:\n${r.output.slice(0, 2000)}`))
     )
   const build = Effect.gen(function* () {
     yield* Effect.forEach(units, (n, i) => compile(n, i), { concurrency: availableParallelism(), discard: true })
     const library = path.join(work, "library.so")
-    const linked = yield* attempt("SourceRejected", "linking", () => run(compiler, ["-shared", "-pthread", ...objects, "-o", library]))
-    if (linked.code !== 0) return yield* failed("SourceRejected", `linking the native kernels failed:\n${linked.output.slice(0, 2000)}`)
+    const linked = yield* attempt("SourceRejected", "linking", () =>
+      run(compiler, ["-shared", "-pthread", ...objects, "-o", library])
+    )
+    if (linked.code !== 0)
+      return yield* failed("SourceRejected", `linking the native kernels failed:\n${linked.output.slice(0, 2000)}`)
     // Atomic: another process that compiled at the same time made the same file.
     yield* attempt("SourceRejected", `writing ${target}`, () => fs.rename(library, target))
   })
-  yield* Effect.ensuring(build, Effect.promise(() => fs.rm(work, { recursive: true, force: true })))
+  yield* Effect.ensuring(
+    build,
+    Effect.promise(() => fs.rm(work, { recursive: true, force: true }))
+  )
   return target
 })
 
@@ -149,7 +194,8 @@ export const load = Effect.fn("NativeLibrary.load")(function* (options: LibraryO
     try: (): Library => {
       const lib = koffi.load(file)
       const version = lib.func("int32_t ts_abi_version(void)")() as number
-      if (version !== 1) throw new Error(`the library speaks version ${version} of its interface, this package version 1`)
+      if (version !== 1)
+        throw new Error(`the library speaks version ${version} of its interface, this package version 1`)
       const run = lib.func(
         "int32_t ts_run(void *pool, const int64_t *plan, uint64_t words, const int64_t *bindings, uint64_t bindingCount, const int32_t *cancel, double *profile, uint64_t profileCount, int64_t *error, const void *hooks)"
       )

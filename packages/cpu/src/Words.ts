@@ -19,7 +19,8 @@ export interface Address {
   readonly offset: number
 }
 
-const sizeOf = (words: ReadonlyArray<Word>): number => words.reduce<number>((n, w) => n + (typeof w === "object" && "view" in w ? 4 : 1), 0)
+const sizeOf = (words: ReadonlyArray<Word>): number =>
+  words.reduce<number>((n, w) => n + (typeof w === "object" && "view" in w ? 4 : 1), 0)
 
 /** The plan as the library reads it: int64 words, low half first. */
 export const encode = (

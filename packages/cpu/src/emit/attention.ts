@@ -43,7 +43,12 @@ const arranged = (
   }
   const direct = strides(v)
   if (direct !== null) return { view: v, strides: direct, finish: () => {} }
-  const order = [...batch, { name: position, size: dim(position).size }, ...heads, { name: depth, size: dim(depth).size }]
+  const order = [
+    ...batch,
+    { name: position, size: dim(position).size },
+    ...heads,
+    { name: depth, size: dim(depth).size }
+  ]
   const view = isOutput ? emission.temporary(order, v.dtype) : Nest.contiguous(v, order, emission)
   return {
     view,
@@ -72,14 +77,20 @@ const extrasOf = (xs: ReadonlyArray<Plan.View>, p: AttentionParams, h: Heads, em
   ]
   const whole = (v: Plan.View | null, position: string | null) => {
     if (v === null) return null
-    const wide = position === null ? [] : [{ name: position, size: v.dimensions.find((d) => d.name === position)?.size ?? 1 }]
+    const wide =
+      position === null ? [] : [{ name: position, size: v.dimensions.find((d) => d.name === position)?.size ?? 1 }]
     const even = Nest.flat(v, h.batch) !== null && (v.dtype === "i32" || v.dtype === "u32")
     if (even) return v
     const to = emission.temporary([...h.batch, ...wide], v.dtype === "u32" ? "u32" : "i32")
     Nest.copy(v, to, emission)
     return to
   }
-  const [qs, ks, ls, cs] = [whole(querySegments, p.query), whole(keySegments, p.key), whole(lengths, null), whole(counter, null)]
+  const [qs, ks, ls, cs] = [
+    whole(querySegments, p.query),
+    whole(keySegments, p.key),
+    whole(lengths, null),
+    whole(counter, null)
+  ]
   const words2 = key === null ? null : Nest.contiguous(key, [{ name: "word", size: 2 }], emission)
   const batchStride = (v: Plan.View | null) => (v === null ? 0 : Nest.flat(v, h.batch)!)
   return {
@@ -100,7 +111,12 @@ const extrasOf = (xs: ReadonlyArray<Plan.View>, p: AttentionParams, h: Heads, em
   }
 }
 
-export const emitAttention = (e: Equation, inputs: ReadonlyArray<Plan.View>, outputs: ReadonlyArray<Plan.View>, emission: Nest.Emission): void => {
+export const emitAttention = (
+  e: Equation,
+  inputs: ReadonlyArray<Plan.View>,
+  outputs: ReadonlyArray<Plan.View>,
+  emission: Nest.Emission
+): void => {
   const p = e.params as AttentionParams
   const backward = e.primitive.name === "attentionBackward"
   const [q0, k0, v0] = inputs as readonly [Plan.View, Plan.View, Plan.View]
@@ -108,8 +124,10 @@ export const emitAttention = (e: Equation, inputs: ReadonlyArray<Plan.View>, out
   const counter = p.dropout > 0 ? rest[rest.length - 1]! : null
   const h = headsOf(q0, k0, counter === null ? null : counter.dimensions.map((d) => d.name), p)
   const queryHeads = [...h.keyHeads, ...h.perKeyHead]
-  const queryLike = (v: Plan.View, isOutput = false) => arranged(v, h.batch, p.query, queryHeads, p.depth, emission, isOutput)
-  const keyLike = (v: Plan.View, isOutput = false) => arranged(v, h.batch, p.key, h.keyHeads, p.depth, emission, isOutput)
+  const queryLike = (v: Plan.View, isOutput = false) =>
+    arranged(v, h.batch, p.query, queryHeads, p.depth, emission, isOutput)
+  const keyLike = (v: Plan.View, isOutput = false) =>
+    arranged(v, h.batch, p.key, h.keyHeads, p.depth, emission, isOutput)
   const size = (v: Plan.View, name: string) => v.dimensions.find((d) => d.name === name)!.size
   const [q, k, v] = [queryLike(q0), keyLike(k0), keyLike(v0)]
   const out = queryLike(backward ? inputs[3]! : outputs[0]!, !backward)

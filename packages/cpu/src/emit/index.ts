@@ -10,9 +10,14 @@ import * as Nest from "./nest.ts"
 /** First coordinate of a table; coordinates are consecutive. */
 const firstOf = (e: Equation): number => {
   let source = e.inputs[1]!.equation
-  while (source !== null && source.primitive.name !== "iota" && source.inputs.length === 1) source = source.inputs[0]!.equation
+  while (source !== null && source.primitive.name !== "iota" && source.inputs.length === 1)
+    source = source.inputs[0]!.equation
   if (source === null || source.primitive.name !== "iota") {
-    throw new CompileError({ backend: "cpu", reason: "MissingKernel", detail: `${e.primitive.name} needs coordinates that are an iota` })
+    throw new CompileError({
+      backend: "cpu",
+      reason: "MissingKernel",
+      detail: `${e.primitive.name} needs coordinates that are an iota`
+    })
   }
   return source.params.start
 }
@@ -27,13 +32,23 @@ const asInt32 = (v: Plan.View, emission: Nest.Emission): Plan.View => {
 /** Rows (contiguous along `width` in both) and the loop around them. */
 const rowsOf = (table: Plan.View, row: Plan.View, over: string, ids: Plan.View) => {
   const inner = row.dimensions.find(
-    (d) => d.stride === 1 && d.name !== over && d.size > 1 && Nest.strideOf(table, d.name) === 1 && !ids.dimensions.some((i) => i.name === d.name)
+    (d) =>
+      d.stride === 1 &&
+      d.name !== over &&
+      d.size > 1 &&
+      Nest.strideOf(table, d.name) === 1 &&
+      !ids.dimensions.some((i) => i.name === d.name)
   )
   const loops = Nest.memoryOrder(row).filter((d) => d.name !== inner?.name)
   return { width: inner?.size ?? 1, loops }
 }
 
-export const emitLookup = (e: Equation, [table, , id]: ReadonlyArray<Plan.View>, [out]: ReadonlyArray<Plan.View>, emission: Nest.Emission): void => {
+export const emitLookup = (
+  e: Equation,
+  [table, , id]: ReadonlyArray<Plan.View>,
+  [out]: ReadonlyArray<Plan.View>,
+  emission: Nest.Emission
+): void => {
   const over = e.params.over as string
   const ids = asInt32(id!, emission)
   const { loops, width } = rowsOf(table!, out!, over, ids)
@@ -56,12 +71,21 @@ export const emitLookup = (e: Equation, [table, , id]: ReadonlyArray<Plan.View>,
   emission.push({ opcode: opcodes.GATHER, words }, [table!, ids], [out!])
 }
 
-export const emitScatterAdd = (e: Equation, [x, , id]: ReadonlyArray<Plan.View>, [out]: ReadonlyArray<Plan.View>, emission: Nest.Emission): void => {
+export const emitScatterAdd = (
+  e: Equation,
+  [x, , id]: ReadonlyArray<Plan.View>,
+  [out]: ReadonlyArray<Plan.View>,
+  emission: Nest.Emission
+): void => {
   const over = e.params.over as string
   const ids = asInt32(id!, emission)
   // The kernel zeroes and adds in f32; a 16-bit result is converted once at the end.
   const order = Nest.memoryOrder(out!)
-  const dense = out!.dtype === "f32" && Nest.flat(out!, order) !== null && Nest.sizeOf(order) > 0 && (Nest.flat(out!, order) === 1 || Nest.sizeOf(order) === 1)
+  const dense =
+    out!.dtype === "f32" &&
+    Nest.flat(out!, order) !== null &&
+    Nest.sizeOf(order) > 0 &&
+    (Nest.flat(out!, order) === 1 || Nest.sizeOf(order) === 1)
   const target = dense ? out! : emission.temporary(order, "f32")
   const { loops, width } = rowsOf(target, x!, over, ids)
   const rows = target.dimensions.find((d) => d.name === over)!
@@ -85,7 +109,12 @@ export const emitScatterAdd = (e: Equation, [x, , id]: ReadonlyArray<Plan.View>,
   if (!dense) Nest.copy(target, out!, emission)
 }
 
-export const emitConcat = (e: Equation, inputs: ReadonlyArray<Plan.View>, [out]: ReadonlyArray<Plan.View>, emission: Nest.Emission): void => {
+export const emitConcat = (
+  e: Equation,
+  inputs: ReadonlyArray<Plan.View>,
+  [out]: ReadonlyArray<Plan.View>,
+  emission: Nest.Emission
+): void => {
   const { axes, axis } = e.params as { readonly axes: ReadonlyArray<string>; readonly axis: string }
   const joined = out!.dimensions.find((d) => d.name === axis)!
   let start = 0
@@ -93,30 +122,52 @@ export const emitConcat = (e: Equation, inputs: ReadonlyArray<Plan.View>, [out]:
     const own = x.dimensions.find((d) => d.name === axes[i])!
     const slot = cut(out!, axis, start, own.size)
     start += own.size
-    Nest.copy({ ...x, dimensions: x.dimensions.map((d) => (d === own ? { ...d, name: joined.name } : d)) }, slot, emission)
+    Nest.copy(
+      { ...x, dimensions: x.dimensions.map((d) => (d === own ? { ...d, name: joined.name } : d)) },
+      slot,
+      emission
+    )
   })
 }
 
 const cut = (v: Plan.View, axis: string, start: number, size: number): Plan.View => {
   const d = v.dimensions.find((o) => o.name === axis)!
-  return { ...v, offset: v.offset + start * d.stride, dimensions: v.dimensions.map((o) => (o === d ? { ...d, size } : o)) }
+  return {
+    ...v,
+    offset: v.offset + start * d.stride,
+    dimensions: v.dimensions.map((o) => (o === d ? { ...d, size } : o))
+  }
 }
 
-export const emitPad = (e: Equation, [x]: ReadonlyArray<Plan.View>, [out]: ReadonlyArray<Plan.View>, emission: Nest.Emission): void => {
+export const emitPad = (
+  e: Equation,
+  [x]: ReadonlyArray<Plan.View>,
+  [out]: ReadonlyArray<Plan.View>,
+  emission: Nest.Emission
+): void => {
   const { axis, start, to } = e.params as { readonly axis: string; readonly to: string; readonly start: number }
   const own = x!.dimensions.find((d) => d.name === axis)!
   const whole = out!.dimensions.find((d) => d.name === to)!
   if (start > 0) Nest.fill(cut(out!, to, 0, start), 0, emission)
   const end = start + own.size
   if (end < whole.size) Nest.fill(cut(out!, to, end, whole.size - end), 0, emission)
-  Nest.copy({ ...x!, dimensions: x!.dimensions.map((d) => (d === own ? { ...d, name: to } : d)) }, cut(out!, to, start, own.size), emission)
+  Nest.copy(
+    { ...x!, dimensions: x!.dimensions.map((d) => (d === own ? { ...d, name: to } : d)) },
+    cut(out!, to, start, own.size),
+    emission
+  )
 }
 
 /**
  * The part is looked up by `coordinate - start` (rows outside give zeros) and chosen where the coordinate lies inside: no address depends on
  * data, and with the first operand donated the choice happens in place.
  */
-export const emitUpdateSlice = (e: Equation, [x, part, start]: ReadonlyArray<Plan.View>, [out]: ReadonlyArray<Plan.View>, emission: Nest.Emission): void => {
+export const emitUpdateSlice = (
+  e: Equation,
+  [x, part, start]: ReadonlyArray<Plan.View>,
+  [out]: ReadonlyArray<Plan.View>,
+  emission: Nest.Emission
+): void => {
   const { axis, part: own } = e.params as { readonly axis: string; readonly part: string }
   const whole = x!.dimensions.find((d) => d.name === axis)!
   const size = part!.dimensions.find((d) => d.name === own)!
@@ -185,7 +236,12 @@ export const emitUpdateSlice = (e: Equation, [x, part, start]: ReadonlyArray<Pla
   emission.push({ opcode: opcodes.POINTWISE, words: chooseWords }, [x!, looked, ids], [out!], true)
 }
 
-export const emitCumsum = (e: Equation, [x]: ReadonlyArray<Plan.View>, [out]: ReadonlyArray<Plan.View>, emission: Nest.Emission): void => {
+export const emitCumsum = (
+  e: Equation,
+  [x]: ReadonlyArray<Plan.View>,
+  [out]: ReadonlyArray<Plan.View>,
+  emission: Nest.Emission
+): void => {
   const dims = Nest.memoryOrder(x!)
   const words: ReadonlyArray<Word> = [
     dims.length,

@@ -15,7 +15,10 @@ export const strideOf = (v: Plan.View, name: string): number => v.dimensions.fin
 
 /** Dimensions of `v`, widest stride first: memory order. */
 export const memoryOrder = (v: Plan.View): ReadonlyArray<Dim> =>
-  v.dimensions.map((d, i) => ({ d, i })).sort((a, b) => b.d.stride - a.d.stride || a.i - b.i).map(({ d }) => ({ name: d.name, size: d.size }))
+  v.dimensions
+    .map((d, i) => ({ d, i }))
+    .sort((a, b) => b.d.stride - a.d.stride || a.i - b.i)
+    .map(({ d }) => ({ name: d.name, size: d.size }))
 
 export interface Nest {
   readonly sizes: ReadonlyArray<number>
@@ -26,7 +29,11 @@ export interface Nest {
 }
 
 /** One nest for all views in the order of `dims`; neighbours that every view walks evenly become one dimension. */
-export const nestOf = (dims: ReadonlyArray<Dim>, views: ReadonlyArray<Plan.View>, keep: ReadonlySet<string> = new Set()): Nest => {
+export const nestOf = (
+  dims: ReadonlyArray<Dim>,
+  views: ReadonlyArray<Plan.View>,
+  keep: ReadonlySet<string> = new Set()
+): Nest => {
   const sizes: Array<number> = []
   const names: Array<Array<string>> = []
   const strides: Array<Array<number>> = views.map(() => [])
@@ -34,7 +41,11 @@ export const nestOf = (dims: ReadonlyArray<Dim>, views: ReadonlyArray<Plan.View>
     if (d.size === 1 && !keep.has(d.name)) continue
     const last = sizes.length - 1
     const own = views.map((v) => strideOf(v, d.name))
-    const joins = last >= 0 && !keep.has(d.name) && !names[last]!.some((n) => keep.has(n)) && own.every((s, i) => strides[i]![last] === s * d.size)
+    const joins =
+      last >= 0 &&
+      !keep.has(d.name) &&
+      !names[last]!.some((n) => keep.has(n)) &&
+      own.every((s, i) => strides[i]![last] === s * d.size)
     if (joins) {
       sizes[last]! *= d.size
       names[last]!.push(d.name)

@@ -49,7 +49,9 @@ const others = new Set(["cast", "gelu", "geluBackward", "randomBits", "broadcast
 
 /** Whether an equation can run inside an elementwise kernel. */
 export const isPointwise = (e: Equation): boolean =>
-  (e.primitive.name in arithmetic && (e.primitive.name !== "contract" || e.params.over.length === 0)) || e.primitive.name in simple || others.has(e.primitive.name)
+  (e.primitive.name in arithmetic && (e.primitive.name !== "contract" || e.params.over.length === 0)) ||
+  e.primitive.name in simple ||
+  others.has(e.primitive.name)
 
 /** Whether an elementwise kernel makes the value itself. */
 export const isSource = (e: Equation): boolean => e.primitive.name === "constant" || e.primitive.name === "iota"
@@ -76,7 +78,12 @@ const castOp = (from: DType.DType, to: DType.DType): number | null => {
 }
 
 /** Emits one kernel for a body whose outputs all have the same axes. */
-export const emitPointwise = (body: Body, inputs: ReadonlyArray<Plan.View>, outputs: ReadonlyArray<Plan.View>, emission: Emission): void => {
+export const emitPointwise = (
+  body: Body,
+  inputs: ReadonlyArray<Plan.View>,
+  outputs: ReadonlyArray<Plan.View>,
+  emission: Emission
+): void => {
   // The first output decides the order of loops, unless it is broadcast nowhere useful; inner loops run along its memory.
   const order = memoryOrder(outputs[0]!)
   const axisNames = new Set(order.map((d) => d.name))
@@ -113,7 +120,8 @@ export const emitPointwise = (body: Body, inputs: ReadonlyArray<Plan.View>, outp
     registers.set(out, result)
     hold(result)
     if (!lastUse.has(out)) release(result)
-    for (const x of new Set(e.inputs)) if (lastUse.get(x) === k && registers.get(x)! >= body.inputs.length) release(registers.get(x)!)
+    for (const x of new Set(e.inputs))
+      if (lastUse.get(x) === k && registers.get(x)! >= body.inputs.length) release(registers.get(x)!)
   })
   const stores = body.outputs.map((o, i): Operation & { readonly dst: number } => ({
     op: vm.STORE,
@@ -168,7 +176,9 @@ const operationOf = (
   }
   if (name === "gelu") return emit(vm.GELU, xs[0], 0, 0, geluKinds[p.kind as keyof typeof geluKinds])
   if (name === "geluBackward") {
-    return through(emit(vm.GELU_GRAD, xs[0], 0, 0, geluKinds[p.kind as keyof typeof geluKinds]), (g) => emit(vm.MUL, g, xs[1]))
+    return through(emit(vm.GELU_GRAD, xs[0], 0, 0, geluKinds[p.kind as keyof typeof geluKinds]), (g) =>
+      emit(vm.MUL, g, xs[1])
+    )
   }
   if (name === "randomBits") return emit(vm.THREEFRY, xs[0], xs[1], xs[2], xs[3]!)
   const variants = arithmetic[name]

@@ -28,14 +28,21 @@ const outputRows = (v: Plan.View, axis: string, rows: ReadonlyArray<Nest.Dim>, e
   }
 }
 
-const rowsOf = (v: Plan.View, axis: string): ReadonlyArray<Nest.Dim> => Nest.memoryOrder(v).filter((d) => d.name !== axis)
+const rowsOf = (v: Plan.View, axis: string): ReadonlyArray<Nest.Dim> =>
+  Nest.memoryOrder(v).filter((d) => d.name !== axis)
 const widthOf = (v: Plan.View, axis: string): number => v.dimensions.find((d) => d.name === axis)!.size
 
-export const emitNorm = (e: Equation, inputs: ReadonlyArray<Plan.View>, outputs: ReadonlyArray<Plan.View>, emission: Nest.Emission): void => {
+export const emitNorm = (
+  e: Equation,
+  inputs: ReadonlyArray<Plan.View>,
+  outputs: ReadonlyArray<Plan.View>,
+  emission: Nest.Emission
+): void => {
   const p = e.params as NormParams
   const rows = rowsOf(inputs[0]!, p.axis)
   const x = byRows(inputs[0]!, p.axis, rows, emission)
-  const weight = (v: Plan.View | undefined) => (v === undefined ? null : Nest.contiguous(v, [{ name: p.axis, size: widthOf(v, p.axis) }], emission))
+  const weight = (v: Plan.View | undefined) =>
+    v === undefined ? null : Nest.contiguous(v, [{ name: p.axis, size: widthOf(v, p.axis) }], emission)
   const [gamma, beta] = [weight(inputs[1]), weight(inputs[2])]
   const y = outputRows(outputs[0]!, p.axis, rows, emission)
   const mean = Nest.denseOutput(outputs[1]!, rows, emission)
@@ -68,7 +75,12 @@ export const emitNorm = (e: Equation, inputs: ReadonlyArray<Plan.View>, outputs:
   rstd.finish()
 }
 
-export const emitNormBackward = (e: Equation, inputs: ReadonlyArray<Plan.View>, outputs: ReadonlyArray<Plan.View>, emission: Nest.Emission): void => {
+export const emitNormBackward = (
+  e: Equation,
+  inputs: ReadonlyArray<Plan.View>,
+  outputs: ReadonlyArray<Plan.View>,
+  emission: Nest.Emission
+): void => {
   const p = e.params as NormParams
   const [input, m, r, cotangent, g] = inputs
   const rows = rowsOf(input!, p.axis)
@@ -114,13 +126,19 @@ export const emitNormBackward = (e: Equation, inputs: ReadonlyArray<Plan.View>, 
 /** Labels as i32 with one stride, or distributions with contiguous rows in f32-like storage. */
 const targetsOf = (v: Plan.View, p: CrossEntropyParams, rows: ReadonlyArray<Nest.Dim>, emission: Nest.Emission) => {
   if (p.targets === "soft") return byRows(v, p.classes, rows, emission)
-  if (v.dtype === "i32" && Nest.flat(v, rows) !== null) return { view: v, stride: Nest.sizeOf(rows) <= 1 ? 1 : Nest.flat(v, rows)! }
+  if (v.dtype === "i32" && Nest.flat(v, rows) !== null)
+    return { view: v, stride: Nest.sizeOf(rows) <= 1 ? 1 : Nest.flat(v, rows)! }
   const view = emission.temporary(rows, "i32")
   Nest.copy(v, view, emission)
   return { view, stride: 1 }
 }
 
-export const emitCrossEntropy = (e: Equation, inputs: ReadonlyArray<Plan.View>, outputs: ReadonlyArray<Plan.View>, emission: Nest.Emission): void => {
+export const emitCrossEntropy = (
+  e: Equation,
+  inputs: ReadonlyArray<Plan.View>,
+  outputs: ReadonlyArray<Plan.View>,
+  emission: Nest.Emission
+): void => {
   const p = e.params as CrossEntropyParams
   const rows = rowsOf(inputs[0]!, p.classes)
   const logits = byRows(inputs[0]!, p.classes, rows, emission)

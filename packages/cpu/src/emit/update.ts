@@ -6,10 +6,20 @@ import { opcodes } from "../opcodes.ts"
 import { double, operand } from "../Words.ts"
 import * as Nest from "./nest.ts"
 
-export const emitAdamw = (e: Equation, inputs: ReadonlyArray<Plan.View>, outputs: ReadonlyArray<Plan.View>, emission: Nest.Emission): void => {
+export const emitAdamw = (
+  e: Equation,
+  inputs: ReadonlyArray<Plan.View>,
+  outputs: ReadonlyArray<Plan.View>,
+  emission: Nest.Emission
+): void => {
   const p = e.params as AdamwParams
   const order = Nest.memoryOrder(outputs[0]!)
-  const [parameter, gradient, m, v] = inputs.slice(0, 4).map((x) => Nest.contiguous(x, order, emission)) as [Plan.View, Plan.View, Plan.View, Plan.View]
+  const [parameter, gradient, m, v] = inputs.slice(0, 4).map((x) => Nest.contiguous(x, order, emission)) as [
+    Plan.View,
+    Plan.View,
+    Plan.View,
+    Plan.View
+  ]
   const scalars = Nest.contiguous(inputs[4]!, [{ name: "scalar", size: 4 }], emission)
   const outs = outputs.map((o) => Nest.denseOutput(o, order, emission))
   emission.push(
