@@ -62,6 +62,9 @@ export const inOrder = (operation: string, lists: ReadonlyArray<Axes>): Axes => 
   return all
 }
 
+/** Sorted by name: an order that depends on no memory layout. */
+export const byName = (axes: Axes): Axes => axes.toSorted((a, b) => (a.name < b.name ? -1 : 1))
+
 /** Same names and sizes, in any order. */
 export const equal = (a: Axes, b: Axes): boolean =>
   a.length === b.length &&

@@ -1,5 +1,6 @@
 /** Reverse-mode derivatives of programs. Gradients are defined on the single-device program and partitioned with it. */
 import * as Axis from "./Axis.ts"
+import { kindOf } from "./DType.ts"
 import { NotDifferentiable, refuse } from "./Errors.ts"
 import type { AnyTensor, Body, Pullback } from "./Node.ts"
 import { build, input } from "./Node.ts"
@@ -26,14 +27,17 @@ export const linearize = (body: Body): { readonly outputs: ReadonlyArray<AnyTens
   const pullback: Pullback = (cotangents) => {
     const owed = new Map<AnyTensor, AnyTensor>()
     const give = (x: AnyTensor, c: AnyTensor | null) => {
-      if (c === null) return
+      // Integers and booleans owe nothing, whatever a rule says.
+      if (c === null || kindOf(x.type.dtype) !== "float") return
       const known = owed.get(x)
       owed.set(x, known === undefined ? c : add(known, c))
     }
     outputs.forEach((o, i) => give(o, cotangents[i] ?? null))
     for (let k = tape.length - 1; k >= 0; k--) {
       const step = tape[k]!
-      const given = step.outputs.map((o) => owed.get(o) ?? null)
+      // A decomposition may hand an input on, or one tensor twice: what is owed to it is taken once.
+      const given = step.outputs.map((o, i) => (step.outputs.indexOf(o) === i ? (owed.get(o) ?? null) : null))
+      for (const o of step.outputs) owed.delete(o)
       if (given.some((c) => c !== null)) step.pullback(given).forEach((c, i) => give(step.inputs[i]!, c))
     }
     return body.inputs.map((x) => owed.get(x) ?? null)

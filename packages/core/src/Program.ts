@@ -158,7 +158,7 @@ export const print = (program: Body): string => {
     for (const e of b.equations) {
       const { meaning } = e.primitive
       const inner = meaning.kind === "region" ? meaning.bodies(e.params) : []
-      const params = meaning.kind === "region" ? printParams(e.params, inner) : JSON.stringify(e.params)
+      const params = meaning.kind === "region" ? printParams(e.params, inner) : json(e.params)
       const outs = e.outputs.map((o) => `${name(o)}: ${typeOf(o)}`).join(", ")
       lines.push(
         `${indent}  ${outs} = ${e.primitive.name}(${e.inputs.map(name).join(", ")})${params === "{}" ? "" : ` ${params}`}`
@@ -171,8 +171,14 @@ export const print = (program: Body): string => {
   return lines.join("\n")
 }
 
+/** JSON that tells infinities, NaN and minus zero apart. */
+const json = (params: unknown): string =>
+  JSON.stringify(params, (_, v: unknown) =>
+    typeof v === "number" && (!Number.isFinite(v) || Object.is(v, -0)) ? (Object.is(v, -0) ? "-0" : String(v)) : v
+  )
+
 const printParams = (params: Readonly<Record<string, unknown>>, bodies: ReadonlyArray<Body>): string =>
-  JSON.stringify(Object.fromEntries(Object.entries(params).filter(([, v]) => !bodies.includes(v as Body))))
+  json(Object.fromEntries(Object.entries(params).filter(([, v]) => !bodies.includes(v as Body))))
 
 /** 64-bit fingerprint of the printed program, as 16 hexadecimal digits. */
 export const digest = (program: Body): string => fingerprint(print(program))

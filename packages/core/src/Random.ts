@@ -47,9 +47,11 @@ export const at = (key: Key, index: Word<never>): Key => ({
 export const bits = (key: Key, axes: Axis.Axes): Word<string> => {
   const own = key.example === null ? [] : Axis.names(key.example.type.axes)
   let element = word(0) as AnyTensor as Word<string>
-  for (const axis of axes) {
-    if (own.includes(axis.name)) continue
-    element = add(mul(element, word(axis.logical)), iota(axis.name, axis.size, "u32"))
+  const counted = Axis.without(axes, own)
+  for (const axis of counted) {
+    // Elements count by name, while the result keeps the memory order asked for.
+    const stride = counted.reduce((n, a) => (a.name > axis.name ? n * a.logical : n), 1)
+    element = add(element, mul(iota(axis.name, axis.size, "u32"), word(stride >>> 0)))
   }
   const example = (key.example ?? word(0)) as Word<string>
   return randomBits(key.seed, key.stream, example, element)

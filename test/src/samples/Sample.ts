@@ -103,13 +103,19 @@ export interface Case {
 }
 
 /** What a builder receives for its fields. */
-export type SpecOf<F> = { readonly [K in keyof F]: F[K] extends (options: Options) => fc.Arbitrary<infer A> ? A : never }
+export type SpecOf<F> = {
+  readonly [K in keyof F]: F[K] extends (options: Options) => fc.Arbitrary<infer A> ? A : never
+}
 
 type Fields<S> = { readonly [K in keyof S]: (options: Options) => fc.Arbitrary<S[K]> }
 
 /** A generator from independent fields (which shrink) and a builder (which draws values and memory orders from a seed). */
 export const define =
-  <S extends Record<string, unknown>>(primitive: AnyPrimitive, fields: Fields<S>, make: (spec: S, draw: Draw) => Case) =>
+  <S extends Record<string, unknown>>(
+    primitive: AnyPrimitive,
+    fields: Fields<S>,
+    make: (spec: S, draw: Draw) => Case
+  ) =>
   (options: Options): fc.Arbitrary<Sample> => {
     const own = Object.fromEntries(Object.entries(fields).map(([name, field]) => [name, field(options)]))
     const common = {
@@ -140,7 +146,10 @@ const size = fc.oneof(
   { arbitrary: fc.integer({ min: 34, max: 70 }), weight: 1 },
   { arbitrary: fc.constant(0), weight: 1 }
 )
-const smallSize = fc.oneof({ arbitrary: fc.integer({ min: 1, max: 4 }), weight: 12 }, { arbitrary: fc.constant(0), weight: 1 })
+const smallSize = fc.oneof(
+  { arbitrary: fc.integer({ min: 1, max: 4 }), weight: 12 },
+  { arbitrary: fc.constant(0), weight: 1 }
+)
 
 /** Sizes of `count` axes whose product stays within `budget`; the largest are halved until it does. */
 export const sizes =

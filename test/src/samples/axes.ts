@@ -112,7 +112,7 @@ export const axes = {
   }),
   merge: define(all.merge, { ...some, keep: upTo(2), dtype: anyType }, (s, d) => {
     const [outer, inner] = [nameOf(s.at), nameOf((s.at + 1) % 4)]
-    const mask = s.mask | (1 << s.at) | (1 << (s.at + 1) % 4)
+    const mask = s.mask | (1 << s.at) | (1 << ((s.at + 1) % 4))
     return {
       params: { axis: [`merged`, outer, inner][s.keep], outer, inner },
       arrays: [d.values(d.axes(subset(s.sizes, mask)), s.dtype)]
@@ -235,4 +235,3 @@ const coordinates = (count: number, first: number, dtype: "i32" | "u32"): Host.H
     dtype,
     Float64Array.from({ length: count }, (_, i) => i + first)
   )
-

@@ -7,18 +7,7 @@ import type { AnyPrimitive } from "@tessera/core/Node"
 import { all } from "@tessera/core/primitives/all"
 import type { AttentionParams } from "@tessera/core/primitives/attention"
 import type { Case, Draw, Options, SpecOf } from "./Sample.ts"
-import {
-  around,
-  bodyOf,
-  define,
-  dtypes,
-  flag,
-  oneOf,
-  sizes,
-  subset,
-  upTo,
-  withSpecial
-} from "./Sample.ts"
+import { around, bodyOf, define, dtypes, flag, oneOf, sizes, subset, upTo, withSpecial } from "./Sample.ts"
 
 /** What the forward of a backward sample gives. */
 const outputsOf = (primitive: AnyPrimitive, { arrays, params }: Case): ReadonlyArray<Host.HostArray> => {

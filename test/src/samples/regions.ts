@@ -87,15 +87,18 @@ export const regions = {
   fused: define(all.fused, { ...fields, gemm: flag }, (s, d) => {
     const float = (own: Readonly<Record<string, number>>) => d.floats(d.axes(own), s.dtype, around(1))
     const arrays = s.gemm
-      ? [
-          float({ ...subset(s.sizes, s.mask), mlp: 3 }),
-          float({ mlp: 3, row: 5 }),
-          float({ row: 5 })
-        ]
+      ? [float({ ...subset(s.sizes, s.mask), mlp: 3 }), float({ mlp: 3, row: 5 }), float({ row: 5 })]
       : [s.mask, s.other, s.weight].map((mask) => float(subset(s.sizes, mask)))
     const inside = typesOf(arrays) as ReadonlyArray<F>
     const [x, y, z] = [inside[0]!, inside[1]!, inside[2]!]
-    const result = s.gemm ? T.gelu(T.add(T.contract(x, y, "mlp"), z)) : chain(s.codes.filter((c) => c !== 4), x, y, z)
+    const result = s.gemm
+      ? T.gelu(T.add(T.contract(x, y, "mlp"), z))
+      : chain(
+          s.codes.filter((c) => c !== 4),
+          x,
+          y,
+          z
+        )
     const safe = result === x ? T.neg(x) : result
     const params: FusedParams = { body: Program.body(inside, [safe]), pattern: s.gemm ? "gemm" : "pointwise" }
     return { params, arrays }

@@ -190,7 +190,11 @@ export const contractP: Primitive<"contract", { readonly over: ReadonlyArray<str
   },
   vjp: {
     kind: "short",
-    pullback: ([c], [x, y]) => [productTo(matched(c!, y!), y!, x!.type), productTo(x!, matched(c!, x!), y!.type)]
+    // An axis summed over in one operand only comes back by repetition.
+    pullback: ([c], [x, y]) => [
+      broadcast(productTo(matched(c!, y!), y!, x!.type) as Tensor<string>, x!.type.axes),
+      broadcast(productTo(x!, matched(c!, x!), y!.type) as Tensor<string>, y!.type.axes)
+    ]
   },
   partition: { kind: "byName", reduces: "sum", linear: [[0], [1]] },
   flops: (types, _out, p) => {

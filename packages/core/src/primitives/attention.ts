@@ -7,6 +7,7 @@ import { add, cast, constant, contractP, div, mul, scale, sub, sum } from "./alg
 import { composite } from "./composite.ts"
 import { emit, emit1 } from "./emit.ts"
 import { iota } from "./index.ts"
+import { stopGradient } from "./mark.ts"
 import { and, div256, equal, exp, less, log, not, randomBits, select } from "./pointwise.ts"
 import { max } from "./reduce.ts"
 
@@ -60,13 +61,17 @@ const visible = (q: AnyTensor, k: AnyTensor, p: AttentionParams, e: Extras): Mas
   return parts.length === 0 ? null : parts.reduce((a, b) => and(a, b))
 }
 
-/** 1/(1-rate) where a probability is kept, 0 elsewhere. Element (h, i, j) of an example has counter word (h*queries + i)*keys + j. */
+/**
+ * 1/(1-rate) where a probability is kept, 0 elsewhere. Element (h, i, j) of an example has counter word (h*queries + i)*keys + j.
+ * Heads count by name, those that keys have before those of one group, so that memory order is no meaning.
+ */
 const dropMask = (q: AnyTensor, k: AnyTensor, p: AttentionParams, e: Extras): T | null => {
   if (e.dropKey === null) return null
   const word = (n: number) => constant(n, "u32") as unknown as Tensor<string, "int">
-  const heads = q.type.axes.filter(
-    (a) => a.name !== p.query && a.name !== p.depth && !Axis.has(e.counter!.type.axes, a.name)
-  )
+  const alone = (a: Axis.Axis) => (Axis.has(k.type.axes, a.name) ? 0 : 1)
+  const heads = Axis.byName(
+    Axis.without(q.type.axes, [p.query, p.depth, ...Axis.names(e.counter!.type.axes)])
+  ).toSorted((a, b) => alone(a) - alone(b))
   let element = word(0)
   for (const a of [...heads, Axis.find(q.type.axes, p.query)!, Axis.find(k.type.axes, p.key)!]) {
     element = add(mul(element, word(a.logical)), iota(a.name, a.size, "u32"))
@@ -94,7 +99,8 @@ export const attentionP: Primitive<"attention", AttentionParams> = composite(
   ([q, k, v, ...rest], p) => {
     const e = extras(rest, p)
     const scores = scoresOf(q!, k!, p, visible(q!, k!, p, e))
-    const top = max(scores, p.key)
+    // The maximum cancels, so its derivative is not needed.
+    const top = stopGradient(max(scores, p.key))
     // A row that sees no key has no maximum; zero keeps its exponentials at zero instead of NaN.
     const safe = select(equal(top, constant(-Infinity)), constant(0), top)
     const e1 = exp(sub(scores, safe))
@@ -184,6 +190,13 @@ export const attention = <Q extends string, K extends string>(
     return invalid(
       "attention",
       `needs the axis "${options.depth}" in queries ${Axis.print(q.type.axes)} and keys ${Axis.print(k.type.axes)}`
+    )
+  }
+  const extra = k.type.axes.find((a) => a.name !== options.key && !Axis.has(q.type.axes, a.name))
+  if (extra !== undefined || !Axis.equal(k.type.axes, v.type.axes)) {
+    return invalid(
+      "attention",
+      `keys ${Axis.print(k.type.axes)} and values ${Axis.print(v.type.axes)} need the same axes, and but for "${options.key}" those of queries ${Axis.print(q.type.axes)}`
     )
   }
   const { segments, lengths, dropout } = options

@@ -60,6 +60,7 @@ export const splitP: Primitive<
     const axis = axisOf("split", t!, p.axis)
     absent("split", t!, p.outer, p.axis)
     absent("split", t!, p.inner, p.axis)
+    if (p.outer === p.inner) invalid("split", `both parts are called "${p.inner}"`)
     if (p.size < 1 || axis.size % p.size !== 0)
       invalid("split", `axis "${p.axis}" of size ${axis.size} does not divide into parts of ${p.size}`)
     return [
@@ -101,6 +102,7 @@ export const mergeP: Primitive<"merge", { readonly axis: string; readonly outer:
   type: ([t], p) => {
     const inner = axisOf("merge", t!, p.inner)
     const outer = axisOf("merge", t!, p.outer)
+    if (p.outer === p.inner) invalid("merge", `axis "${p.inner}" with itself`)
     if (p.axis !== p.outer) absent("merge", t!, p.axis, p.inner)
     return [
       {
@@ -220,6 +222,7 @@ export const padP: Primitive<"pad", Cut> = {
 export const concatP: Primitive<"concat", { readonly axes: ReadonlyArray<string>; readonly axis: string }> = {
   name: "concat",
   type: (types, p) => {
+    if (types.length === 0) invalid("concat", "needs at least one part")
     const own = types.map((t, i) => axisOf("concat", t, p.axes[i]!))
     const rest = Axis.union(
       "concat",
@@ -263,7 +266,11 @@ export const concatP: Primitive<"concat", { readonly axes: ReadonlyArray<string>
         const own = Axis.find(x.type.axes, p.axes[i]!)!
         const cut = { axis: p.axis, to: own.name, start, size: own.size }
         start += own.size
-        return isFloat(x) ? reduceTo(emit1(sliceP, [c!], cut), x.type) : null
+        if (!isFloat(x)) return null
+        // Another part may have an axis of this name, along which this one was repeated.
+        const clash = own.name !== p.axis && Axis.has(c!.type.axes, own.name)
+        const from = clash ? reduceTo(c!, { axes: Axis.without(c!.type.axes, [own.name]), dtype: c!.type.dtype }) : c!
+        return reduceTo(emit1(sliceP, [from], cut), x.type)
       })
     }
   },

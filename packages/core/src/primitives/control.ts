@@ -233,7 +233,18 @@ const region = <Name extends string, P extends { readonly body: Body }>(
   precision: Primitive<Name, P>["precision"] = "exact"
 ): Primitive<Name, P> => ({
   name,
-  type: (_t, p) => p.body.outputs.map((o) => o.type),
+  type: (types, p) => {
+    p.body.inputs.forEach((x, i) => {
+      const given = types[i]!
+      if (!Axis.equal(given.axes, x.type.axes) || given.dtype !== x.type.dtype) {
+        invalid(
+          name,
+          `operand ${i} is ${given.dtype}${Axis.print(given.axes)}, the body takes ${x.type.dtype}${Axis.print(x.type.axes)}`
+        )
+      }
+    })
+    return p.body.outputs.map((o) => o.type)
+  },
   meaning: {
     kind: "region",
     evaluate: (xs, p, call) => call(p.body, xs),

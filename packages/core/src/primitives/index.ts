@@ -2,7 +2,7 @@
 import * as Axis from "../Axis.ts"
 import type * as DType from "../DType.ts"
 import { kindOf } from "../DType.ts"
-import { DTypeMismatch, invalid, refuse, UnknownAxis } from "../Errors.ts"
+import { AxisMismatch, DTypeMismatch, invalid, refuse, UnknownAxis } from "../Errors.ts"
 import * as Host from "../HostArray.ts"
 import type { Primitive, Tensor, TensorType } from "../Node.ts"
 import { build } from "../Node.ts"
@@ -36,6 +36,35 @@ const ids = (operation: string, type: TensorType): void => {
   if (kindOf(type.dtype) !== "int") refuse(new DTypeMismatch({ operation, expected: "an integer", found: type.dtype }))
 }
 
+/** Coordinates are one list along the axis, as long as the table's own. */
+const along = (operation: string, coordinates: TensorType, over: string, size: number | undefined): void => {
+  const axis = Axis.find(coordinates.axes, over)
+  if (axis === undefined || coordinates.axes.length !== 1) {
+    refuse(
+      new UnknownAxis({
+        operation,
+        axis: over,
+        present: Axis.names(coordinates.axes),
+        problem: "coordinates have just the axis"
+      })
+    )
+  } else if (size !== undefined && axis.size !== size) {
+    refuse(new AxisMismatch({ operation, axis: over, left: size, right: axis.size }))
+  }
+}
+
+/** Every one of `axes` is among those of an operand, in the same size. */
+const within = (operation: string, axes: Axis.Axes, operand: Axis.Axes, problem: string): void => {
+  for (const axis of axes) {
+    const found = Axis.find(operand, axis.name)
+    if (found === undefined) {
+      refuse(new UnknownAxis({ operation, axis: axis.name, present: Axis.names(operand), problem }))
+    } else if (found.size !== axis.size) {
+      refuse(new AxisMismatch({ operation, axis: axis.name, left: found.size, right: axis.size }))
+    }
+  }
+}
+
 /**
  * `[.., over] x [over] x [..ids] -> [..]`: rows of the table whose coordinate equals an id; zero when absent. Axes that table and ids share are
  * batch axes. Coordinates are consecutive integers.
@@ -55,6 +84,7 @@ export const lookupP: Primitive<"lookup", { readonly over: string }> = {
         })
       )
     }
+    along("lookup", coordinates!, p.over, Axis.find(table!.axes, p.over)!.size)
     if (Axis.has(id!.axes, p.over)) invalid("lookup", `ids must not have the axis "${p.over}"; rename it`)
     // Ids first: a lookup's rows stay contiguous in memory.
     return [{ axes: Axis.inOrder("lookup", [id!.axes, Axis.without(table!.axes, [p.over])]), dtype: table!.dtype }]
@@ -99,6 +129,16 @@ export const scatterAddP: Primitive<"scatterAdd", { readonly over: string; reado
     type: ([x, coordinates, id], p) => {
       ids("scatterAdd", coordinates!)
       ids("scatterAdd", id!)
+      along("scatterAdd", coordinates!, p.over, undefined)
+      within("scatterAdd", id!.axes, x!.axes, "the rows lack an axis of the ids")
+      for (const name of p.reduced) {
+        if (Axis.has(id!.axes, name)) continue
+        const present = Axis.names(id!.axes)
+        refuse(
+          new UnknownAxis({ operation: "scatterAdd", axis: name, present, problem: "only axes of ids are summed" })
+        )
+      }
+      if (Axis.has(x!.axes, p.over)) invalid("scatterAdd", `rows must not have the axis "${p.over}"; rename it`)
       const rest = Axis.without(x!.axes, p.reduced)
       const shared = rest.filter((a) => Axis.has(id!.axes, a.name))
       const own = rest.filter((a) => !Axis.has(id!.axes, a.name))
@@ -149,6 +189,9 @@ export const updateSliceP: Primitive<"updateSlice", { readonly axis: string; rea
         `cannot put ${Axis.print(part!.axes)} along "${p.part}" into "${p.axis}" of ${Axis.print(x!.axes)}`
       )
     }
+    const [rest, partRest] = [Axis.without(x!.axes, [p.axis]), Axis.without(part!.axes, [p.part])]
+    within("updateSlice", partRest, rest, "the target lacks an axis of the part")
+    within("updateSlice", rest, partRest, "the part lacks an axis of the target")
     if (part!.dtype !== x!.dtype)
       refuse(new DTypeMismatch({ operation: "updateSlice", expected: x!.dtype, found: part!.dtype }))
     return [x!]

@@ -6,6 +6,7 @@ import { add, cast, constant, div, mul, scale, shift, sizeOf, sub, sum } from ".
 import { composite } from "./composite.ts"
 import { emit } from "./emit.ts"
 import { oneHot } from "./index.ts"
+import { stopGradient } from "./mark.ts"
 import { and, equal, exp, less, log, not, select } from "./pointwise.ts"
 import { max } from "./reduce.ts"
 
@@ -32,7 +33,8 @@ const target = (logits: AnyTensor, targets: AnyTensor, p: CrossEntropyParams): T
 }
 
 const logSumExp = (x: T, axis: string): T => {
-  const top = max(x, axis)
+  // The maximum cancels, so its derivative is not needed.
+  const top = stopGradient(max(x, axis))
   const safe = select(equal(top, constant(-Infinity)), constant(0), top)
   return add(safe, log(sum(exp(sub(x, safe)), axis))) as AnyTensor as T
 }
@@ -111,6 +113,6 @@ export const softmaxCrossEntropy = <A extends string, C extends A>(
 
 /** `softmax(x)` along an axis, in f32. */
 export const softmax = <A extends string, E extends A>(x: Tensor<A>, axis: E): Tensor<A> => {
-  const e = exp(sub(x, max(x, axis)))
+  const e = exp(sub(x, stopGradient(max(x, axis))))
   return div(e, sum(e, axis)) as unknown as Tensor<A>
 }
