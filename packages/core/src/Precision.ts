@@ -172,7 +172,7 @@ const castTo = (x: AnyTensor, dtype: DType.DType): AnyTensor =>
   x.type.dtype === dtype ? x : build(castP, [x], { dtype }, x.role)[0]!
 
 /** Computed in f32 whatever is stored, as torch.autocast's list has them: their results span too wide a range for 16 bits. */
-const sensitive: ReadonlyArray<unknown> = [expP, expm1P, logP]
+const sensitive: ReadonlySet<unknown> = new Set([expP, expm1P, logP])
 
 /** Tensors between a loss and the contraction before it. */
 const logitsOf = (body: Body): ReadonlySet<AnyTensor> => {
@@ -289,7 +289,7 @@ const decide = (e: Equation, xs: ReadonlyArray<Value>, policy: Precision, stored
     case "pointwise": {
       if (primitive === castP)
         return { dtypes: null, origin: isFloat(xs[0]!.tensor) ? xs[0]!.origin : "closed", params }
-      if (sensitive.includes(primitive)) return { dtypes: "f32", origin: firm.length > 0 ? "firm" : weak, params }
+      if (sensitive.has(primitive)) return { dtypes: "f32", origin: firm.length > 0 ? "firm" : weak, params }
       if (firm.length > 0) {
         const dtype = widest(firm)
         const exact = floats.every((v) => firm.includes(v) || keeps(v, dtype))

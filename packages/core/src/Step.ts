@@ -195,9 +195,27 @@ const buildStep = <P extends Module.ParamTree, B extends BatchTypes>(
     ...(next.ema === null ? {} : { ema: next.ema }),
     metrics: Object.fromEntries(Object.entries(metrics).map(([name, x]) => [name, place(x, "compute")]))
   }
-  const program = simplify(Program.make(given, results))
+  const program = leafByLeaf(simplify(Program.make(given, results)), leaves, trained, next)
   const kept = program.inputs.length - batch.length - 4
   return { program, donated: Array.from({ length: kept }, (_, i) => [i, i] as const), digest: Program.digest(program) }
+}
+
+/**
+ * The same program with the update of one leaf finished before the next begins: in the order of the outputs all new moments would wait, next to the
+ * old ones, until the last parameter is done.
+ */
+const leafByLeaf = <I, O>(
+  program: Program.Program<I, O>,
+  leaves: ReadonlyArray<Module.Leaf>,
+  trained: ReadonlyArray<Module.Leaf>,
+  next: Optimizer.Updated
+): Program.Program<I, O> => {
+  let slot = leaves.length
+  const slots = new Map(trained.map((leaf) => [leaf.path, Object.keys(next.state[leaf.path]!).map(() => slot++)]))
+  const averages = new Map(trained.map((leaf) => [leaf.path, next.ema === null ? [] : [slot++]]))
+  const order = leaves.flatMap((leaf, i) => [i, ...(slots.get(leaf.path) ?? []), ...(averages.get(leaf.path) ?? [])])
+  const outputs = [...order, ...program.outputs.keys().drop(slot)].map((i) => program.outputs[i]!)
+  return { ...program, equations: Program.body(program.inputs, outputs).equations }
 }
 
 /** total / weight, 0 without weight. */

@@ -16,17 +16,14 @@ export interface AdamwOptions {
   readonly firstMoment?: DType.DType
 }
 
-/** Scalars one after another. `[] x4 -> [scalar=4]` */
-const vectorOf = (parts: Readonly<Record<string, AnyTensor>>): AnyTensor =>
-  place(
-    concat(
-      Object.entries(parts).map(
-        ([name, x]) => [broadcast(place(x, "compute") as Tensor<never>, [Axis.make(name, 1)]), name] as const
-      ),
-      "scalar"
-    ),
-    "optimizer"
-  )
+/** Numbers one after another; those of layers keep their axis, the others repeat. `[] x4 -> [scalar=4]` */
+const vectorOf = (parts: Readonly<Record<string, AnyTensor>>): AnyTensor => {
+  const operands = Object.entries(parts).map(([name, given]) => {
+    const x = place(given, "compute") as Tensor<string>
+    return [broadcast(x, [...x.type.axes, Axis.make(name, 1)]), name] as const
+  })
+  return place(concat(operands, "scalar"), "optimizer")
+}
 
 /**
  * Adam with decoupled weight decay: parameter * (1 - rate * decay) - rate * (m / c1) / (sqrt(v / c2) + epsilon), as torch.optim.AdamW and
@@ -37,20 +34,13 @@ export const adamw = ({ b1 = 0.9, b2 = 0.999, epsilon = 1e-8, firstMoment = "f32
   state: (leaf) => ({ m: like(leaf, firstMoment), v: like(leaf) }),
   update: ({ decay, gradient, gradientScale, learningRate, parameter, state, step }) => {
     const params = { b1, b2, decay, epsilon }
-    const [rate, c1, c2] = [learningRate, correction(step, b1), correction(step, b2)]
-    // Rates that differ by layer make the scalars vectors, which kernels do not take: then the parts of the composite run instead of it.
-    const whole = rate.type.axes.length === 0
-    const axes = rate.type.axes
-    const scalars = whole
-      ? vectorOf({ rate, c1, c2, gradientScale })
-      : vectorOf({
-          rate,
-          c1: broadcast(c1, axes),
-          c2: broadcast(c2, axes),
-          gradientScale: broadcast(gradientScale, axes)
-        })
+    const c1 = correction(step, b1)
+    const c2 = correction(step, b2)
+    const scalars = vectorOf({ rate: learningRate, c1, c2, gradientScale })
     const operands = [parameter, gradient, wide(state["m"]!), wide(state["v"]!), scalars]
     const { meaning } = adamwP
+    // Kernels take four scalars. Where layers learn at different rates, the parts of the composite run instead of it.
+    const whole = learningRate.type.axes.length === 0
     const results =
       whole || meaning.kind !== "composite" ? emit(adamwP, operands, params) : meaning.decompose(operands, params)
     const [next, m, v] = results as ReadonlyArray<Tensor<string>>
