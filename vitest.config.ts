@@ -1,5 +1,21 @@
 import { defineConfig } from "vitest/config"
 
+// .ci/run reads the counts from this file.
+const results = process.env["TESSERA_TEST_RESULTS"]
+
 export default defineConfig({
-  test: { include: ["test/src/**/*.test.ts"], exclude: ["**/*.long.test.ts", "**/node_modules/**"], maxWorkers: 2, testTimeout: 60_000 }
+  test: {
+    include: ["test/src/**/*.test.ts"],
+    exclude: ["**/*.long.test.ts", "**/node_modules/**"],
+    maxWorkers: 2,
+    testTimeout: 60_000,
+    hookTimeout: 120_000,
+    // What a passing test logs is noise.
+    silent: "passed-only",
+    slowTestThreshold: 5_000,
+    // A failed comparison of two models' weights would otherwise print, and compute, a difference of millions of lines.
+    diff: { truncateThreshold: 200, maxDepth: 4 },
+    chaiConfig: { truncateThreshold: 200 },
+    reporters: results === undefined ? ["default"] : ["default", ["json", { outputFile: results }]]
+  }
 })
