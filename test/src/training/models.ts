@@ -56,7 +56,7 @@ export const batchOf = (batch: number) =>
   }) as const
 
 export const logits = (p: any, image: AnyTensor, call: Module.Call): T.Tensor<"batch" | "classes"> => {
-  const x = T.contract(image as T.Tensor<"batch" | "pixel">, p.stem, "pixel") as T.Tensor<"batch" | "embed">
+  const x = T.contract(image as T.Tensor<"batch" | "pixel">, p.stem as T.Tensor<"pixel" | "embed">, "pixel")
   const y = stack.apply(p.blocks, { value: x }, call).value
   return T.mul(T.contract(y, p.head, "embed"), p.temperature) as any
 }
