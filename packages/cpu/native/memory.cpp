@@ -1,4 +1,5 @@
 // Memory that plans work on. Anonymous maps are zero already and come back to the system at once when destroyed.
+#include <cstring>
 #include <sys/mman.h>
 #include <unistd.h>
 #include <atomic>
@@ -78,6 +79,7 @@ extern "C" void ts_memory_destroy(void* memory, uint64_t bytes, int32_t kind) {
   live.fetch_sub(bytes);
 }
 
+extern "C" void ts_memory_copy(void* to, const void* from, uint64_t bytes) { std::memcpy(to, from, bytes); }
 extern "C" uint64_t ts_memory_live(void) { return live.load(); }
 extern "C" uint64_t ts_memory_peak(void) { return peak.load(); }
 extern "C" void ts_memory_reset_peak(void) { peak.store(live.load()); }

@@ -128,6 +128,8 @@ void ts_pool_destroy(void *pool);
 // 3 guarded (an inaccessible page right behind the last byte, contents poisoned with signalling NaNs). NULL on failure.
 void *ts_memory_create(uint64_t bytes, int32_t kind);
 void ts_memory_destroy(void *memory, uint64_t bytes, int32_t kind);
+// Copies bytes between memory of the library and of the caller.
+void ts_memory_copy(void *to, const void *from, uint64_t bytes);
 uint64_t ts_memory_live(void);       // bytes now held
 uint64_t ts_memory_peak(void);       // the most ever held, since ts_memory_reset_peak
 void ts_memory_reset_peak(void);

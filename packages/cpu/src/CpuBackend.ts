@@ -31,7 +31,6 @@ export interface CpuOptions extends NativeLibrary.LibraryOptions {
 
 interface CpuBuffer extends Buffer {
   readonly address: bigint
-  readonly view: Uint8Array
 }
 
 const wrong = (detail: string) => new DeviceError({ backend: "cpu", reason: "WrongBuffer", detail })
@@ -90,9 +89,7 @@ const make = Effect.fn("CpuBackend.make")(function* (options: CpuOptions) {
     (p) => Effect.sync(() => library.poolDestroy(p))
   )
 
-  const memory = (
-    bytes: number
-  ): Effect.Effect<{ readonly address: bigint; readonly view: Uint8Array }, DeviceError, Scope.Scope> => {
+  const memory = (bytes: number): Effect.Effect<{ readonly address: bigint }, DeviceError, Scope.Scope> => {
     const size = Math.max(64, bytes)
     return Effect.map(
       Effect.acquireRelease(
@@ -110,7 +107,7 @@ const make = Effect.fn("CpuBackend.make")(function* (options: CpuOptions) {
         }),
         (address) => Effect.sync(() => library.memoryDestroy(address, size, kind))
       ),
-      (address) => ({ address, view: new Uint8Array(library.view(address, size), 0, bytes) })
+      (address) => ({ address })
     )
   }
   const allocate = (type: TensorType): Effect.Effect<CpuBuffer, DeviceError, Scope.Scope> =>
@@ -228,14 +225,19 @@ const make = Effect.fn("CpuBackend.make")(function* (options: CpuOptions) {
     write: (buffer, bytes) =>
       Effect.flatMap(owned(buffer), (b) =>
         bytes.byteLength === b.bytes
-          ? Effect.sync(() => b.view.set(bytes))
+          ? Effect.sync(() => (b.bytes === 0 ? undefined : library.write(b.address, bytes, b.bytes)))
           : Effect.fail(
               wrong(
                 `${bytes.byteLength} bytes were given for ${b.type.dtype}${Axis.print(b.type.axes)}, which needs ${b.bytes}`
               )
             )
       ),
-    read: (buffer) => Effect.map(owned(buffer), (b) => b.view.slice())
+    read: (buffer) =>
+      Effect.map(owned(buffer), (b) => {
+        const bytes = new Uint8Array(b.bytes)
+        if (b.bytes > 0) library.read(bytes, b.address, b.bytes)
+        return bytes
+      })
   })
 })
 

@@ -1,4 +1,5 @@
 /** Which equation becomes which instructions. */
+import * as DType from "@tessera/core/DType"
 import { CompileError } from "@tessera/core/Errors"
 import type { Equation } from "@tessera/core/Node"
 import type * as Plan from "@tessera/core/Plan"
@@ -68,7 +69,7 @@ export const emit: Emitter = (e, inputs, outputs, emission) => {
     if (!emitProduct(e.params.body, inputs, outputs, emission)) emitEach(e.params.body, inputs, outputs, emission)
     return
   }
-  if (name === "constant") return Nest.fill(outputs[0]!, e.params.value, emission)
+  if (name === "constant") return Nest.fill(outputs[0]!, DType.store(e.params.dtype, e.params.value), emission)
   if (name === "iota" || isPointwise(e)) return emitPointwise(alone(e), inputs, outputs, emission)
   const emitter = composites[name] ?? core[name]
   if (emitter === undefined) {

@@ -173,7 +173,8 @@ export interface Library {
   readonly memoryLive: () => number
   readonly memoryPeak: () => number
   readonly memoryResetPeak: () => void
-  readonly view: (memory: bigint, bytes: number) => ArrayBuffer
+  readonly write: (memory: bigint, from: Uint8Array, bytes: number) => void
+  readonly read: (to: Uint8Array, memory: bigint, bytes: number) => void
   /** Runs off the main thread; gives the status of `ts_run`. */
   readonly run: (args: RunArguments) => Promise<number>
 }
@@ -209,7 +210,9 @@ export const load = Effect.fn("NativeLibrary.load")(function* (options: LibraryO
         memoryLive: lib.func("uint64_t ts_memory_live(void)"),
         memoryPeak: lib.func("uint64_t ts_memory_peak(void)"),
         memoryResetPeak: lib.func("void ts_memory_reset_peak(void)"),
-        view: (memory, bytes) => koffi.view(memory, bytes),
+        // Copied, not seen through an ArrayBuffer: a view would outlive the memory, and a second one at a reused address is undefined.
+        write: lib.func("void ts_memory_copy(void *to, const uint8_t *from, uint64_t bytes)"),
+        read: lib.func("void ts_memory_copy(_Out_ uint8_t *to, const void *from, uint64_t bytes)"),
         run: (a) =>
           new Promise((resolve, reject) =>
             run.async(

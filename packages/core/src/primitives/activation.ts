@@ -1,10 +1,10 @@
 /** Activations with kernels of their own; only the input is kept for the backward pass. */
 import * as Axis from "../Axis.ts"
 import type { AnyTensor, Primitive, Tensor, TensorType } from "../Node.ts"
-import { add, cast, mul, neg, scale, shift } from "./algebra.ts"
+import { add, cast, constant, mul, neg, scale, shift } from "./algebra.ts"
 import { composite } from "./composite.ts"
 import { emit1 } from "./emit.ts"
-import { erf, exp, sigmoid, tanh } from "./pointwise.ts"
+import { equal, erf, exp, select, sigmoid, tanh } from "./pointwise.ts"
 
 /** erf: x Phi(x), exact. tanh: its approximation (arXiv:1606.08415, section 2). quick: x sigmoid(1.702 x), OpenAI's CLIP. */
 export type GeluKind = "erf" | "tanh" | "quick"
@@ -17,7 +17,11 @@ const perElement = (_: unknown, outputs: ReadonlyArray<TensorType>) => ({
 })
 const root = Math.sqrt(2 / Math.PI)
 
-const value = (x: T, kind: GeluKind): T => {
+/** At minus infinity the value is its limit, zero. */
+const value = (x: T, kind: GeluKind): T =>
+  select(equal(x, constant(-Infinity)), constant(0), finite(x, kind)) as AnyTensor as T
+
+const finite = (x: T, kind: GeluKind): T => {
   if (kind === "quick") return mul(x, sigmoid(scale(x, 1.702)))
   if (kind === "erf") return mul(scale(x, 0.5), shift(erf(scale(x, Math.SQRT1_2)), 1))
   const inner = scale(mul(x, shift(scale(mul(x, x), 0.044715), 1)), root)

@@ -78,7 +78,9 @@ export const crossEntropyBackwardP: Primitive<"crossEntropyBackward", CrossEntro
   ([logits, targets, lse, dLoss], p) => {
     const t = target(logits!, targets!, p)
     const softmax = exp(sub(wide(logits!), lse as T))
-    const gradient = mul(dLoss as T, sub(mul(sum(t, p.classes), softmax), t))
+    // Where nothing is compared nothing flows, even from rows whose softmax is not a number.
+    const total = sum(t, p.classes) as AnyTensor as T
+    const gradient = select(equal(total, constant(0)), constant(0), mul(dLoss as T, sub(mul(total, softmax), t)))
     return [cast(gradient, logits!.type.dtype)]
   },
   { precision: "loss", flops }

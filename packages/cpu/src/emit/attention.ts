@@ -121,8 +121,13 @@ export const emitAttention = (
   const backward = e.primitive.name === "attentionBackward"
   const [q0, k0, v0] = inputs as readonly [Plan.View, Plan.View, Plan.View]
   const rest = inputs.slice(backward ? 6 : 3)
-  const counter = p.dropout > 0 ? rest[rest.length - 1]! : null
-  const h = headsOf(q0, k0, counter === null ? null : counter.dimensions.map((d) => d.name), p)
+  // Lengths, segments and counters differ by example: their axes are the batch. Without any the last shared axis is the heads.
+  const perExample = [
+    ...(p.dropout > 0 ? [rest[rest.length - 1]!] : []),
+    ...rest.slice(0, (p.segments ? 2 : 0) + (p.lengths ? 1 : 0))
+  ]
+  const named = perExample.flatMap((v) => v.dimensions.map((d) => d.name)).filter((n) => n !== p.query && n !== p.key)
+  const h = headsOf(q0, k0, perExample.length === 0 ? null : named, p)
   const queryHeads = [...h.keyHeads, ...h.perKeyHead]
   const queryLike = (v: Plan.View, isOutput = false) =>
     arranged(v, h.batch, p.query, queryHeads, p.depth, emission, isOutput)

@@ -36,7 +36,10 @@ const rolesOf = (x: Plan.View, y: Plan.View, out: Plan.View, over: ReadonlyArray
     batch: order.filter((d) => has(x, d.name) && has(y, d.name)),
     m: order.filter((d) => has(x, d.name) && !has(y, d.name)),
     n: order.filter((d) => !has(x, d.name)),
-    k: Nest.memoryOrder(x).filter((d) => over.includes(d.name))
+    // A summed axis that one operand lacks repeats it.
+    k: [...Nest.memoryOrder(x), ...Nest.memoryOrder(y).filter((d) => !has(x, d.name))].filter((d) =>
+      over.includes(d.name)
+    )
   }
 }
 
@@ -148,7 +151,10 @@ const emitDots = (x: Plan.View, y: Plan.View, out: Plan.View, { batch, k }: Role
     )
     return
   }
-  const each = emission.temporary(Nest.memoryOrder(x), "f32")
+  const each = emission.temporary(
+    [...Nest.memoryOrder(x), ...Nest.memoryOrder(y).filter((d) => !x.dimensions.some((o) => o.name === d.name))],
+    "f32"
+  )
   multiply(x, y, each, emission)
   emitReduce(0, each, out, emission)
 }

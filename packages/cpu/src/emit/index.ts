@@ -1,5 +1,4 @@
 /** Gathers, scatters, writes into slices, concatenation and padding. */
-import { CompileError } from "@tessera/core/Errors"
 import type { Equation } from "@tessera/core/Node"
 import type * as Plan from "@tessera/core/Plan"
 import { opcodes, vm } from "../opcodes.ts"
@@ -7,19 +6,40 @@ import type { Word } from "../Words.ts"
 import { operand } from "../Words.ts"
 import * as Nest from "./nest.ts"
 
-/** First coordinate of a table; coordinates are consecutive. */
-const firstOf = (e: Equation): number => {
+/** Ids as i32 relative to the first coordinate; coordinates are consecutive. */
+const relativeIds = (
+  e: Equation,
+  coordinates: Plan.View,
+  id: Plan.View,
+  emission: Nest.Emission
+): { readonly ids: Plan.View; readonly first: number } => {
+  const ids = asInt32(id, emission)
+  const first = firstOf(e)
+  if (first !== null) return { ids, first }
+  if (coordinates.dimensions[0]!.size === 0) return { ids, first: 0 }
+  const begin = asInt32({ ...coordinates, dimensions: [] }, emission)
+  const to = emission.temporary(Nest.memoryOrder(ids), "i32")
+  const nest = Nest.nestOf(Nest.memoryOrder(ids), [ids, begin, to])
+  const words: ReadonlyArray<Word> = [
+    nest.sizes.length,
+    2,
+    1,
+    2,
+    ...nest.sizes,
+    ...[ids, begin, to].flatMap((v, i): ReadonlyArray<Word> => [operand(v), ...nest.strides[i]!]),
+    ...[vm.ISUB, 2, 0, 1, 0, 0],
+    ...[vm.STORE, 0, 2, 0, 0, 0]
+  ]
+  emission.push({ opcode: opcodes.POINTWISE, words }, [ids, begin], [to], true)
+  return { ids: to, first: 0 }
+}
+
+/** First coordinate of a table where it is known when the plan is made. */
+const firstOf = (e: Equation): number | null => {
   let source = e.inputs[1]!.equation
   while (source !== null && source.primitive.name !== "iota" && source.inputs.length === 1)
     source = source.inputs[0]!.equation
-  if (source === null || source.primitive.name !== "iota") {
-    throw new CompileError({
-      backend: "cpu",
-      reason: "MissingKernel",
-      detail: `${e.primitive.name} needs coordinates that are an iota`
-    })
-  }
-  return source.params.start
+  return source === null || source.primitive.name !== "iota" ? null : source.params.start
 }
 
 const asInt32 = (v: Plan.View, emission: Nest.Emission): Plan.View => {
@@ -45,12 +65,12 @@ const rowsOf = (table: Plan.View, row: Plan.View, over: string, ids: Plan.View) 
 
 export const emitLookup = (
   e: Equation,
-  [table, , id]: ReadonlyArray<Plan.View>,
+  [table, coordinates, id]: ReadonlyArray<Plan.View>,
   [out]: ReadonlyArray<Plan.View>,
   emission: Nest.Emission
 ): void => {
   const over = e.params.over as string
-  const ids = asInt32(id!, emission)
+  const { first, ids } = relativeIds(e, coordinates!, id!, emission)
   const { loops, width } = rowsOf(table!, out!, over, ids)
   const rows = table!.dimensions.find((d) => d.name === over)!
   const strides = (v: Plan.View): ReadonlyArray<number> => loops.map((d) => Nest.strideOf(v, d.name))
@@ -63,7 +83,7 @@ export const emitLookup = (
     rows.stride,
     operand(ids),
     ...strides(ids),
-    firstOf(e),
+    first,
     rows.size,
     operand(out!),
     ...strides(out!)
@@ -73,12 +93,12 @@ export const emitLookup = (
 
 export const emitScatterAdd = (
   e: Equation,
-  [x, , id]: ReadonlyArray<Plan.View>,
+  [x, coordinates, id]: ReadonlyArray<Plan.View>,
   [out]: ReadonlyArray<Plan.View>,
   emission: Nest.Emission
 ): void => {
   const over = e.params.over as string
-  const ids = asInt32(id!, emission)
+  const { first, ids } = relativeIds(e, coordinates!, id!, emission)
   // The kernel zeroes and adds in f32; a 16-bit result is converted once at the end.
   const order = Nest.memoryOrder(out!)
   const dense =
@@ -98,7 +118,7 @@ export const emitScatterAdd = (
     ...strides(x!),
     operand(ids),
     ...strides(ids),
-    firstOf(e),
+    first,
     rows.size,
     operand(target),
     ...strides(target),

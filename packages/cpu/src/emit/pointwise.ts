@@ -162,7 +162,8 @@ const operationOf = (
     return result
   }
   if (name === "constant") {
-    return laneOf(p.dtype) === "float" ? emit(vm.CONST_F, 0, 0, 0, double(p.value)) : emit(vm.CONST_I, 0, 0, 0, p.value)
+    const value = DType.store(p.dtype, p.value)
+    return laneOf(p.dtype) === "float" ? emit(vm.CONST_F, 0, 0, 0, double(value)) : emit(vm.CONST_I, 0, 0, 0, value)
   }
   if (name === "iota") {
     const axis = nest.names.findIndex((n) => n.includes(p.axis.name))

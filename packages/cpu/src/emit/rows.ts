@@ -70,6 +70,7 @@ export const emitNorm = (
     [x.view, ...(gamma === null ? [] : [gamma]), ...(beta === null ? [] : [beta])],
     p.kind === "rms" ? [y.view, rstd.view] : [y.view, mean.view, rstd.view]
   )
+  if (p.kind === "rms" && beta !== null) Nest.accumulate(beta, y.view, emission)
   y.finish()
   if (p.kind === "layer") mean.finish()
   rstd.finish()
