@@ -14,6 +14,7 @@ import { sgd } from "@tessera/core/optimizers/sgd"
 import * as fc from "fast-check"
 import { describe, expect, it } from "vitest"
 import * as M from "./models.ts"
+import * as Programs from "./programs.ts"
 
 const policies = [Precision.bf16, Precision.bf16O1, Precision.f16, Precision.f16O1]
 const leaves = Module.leaves(M.params)
@@ -147,6 +148,21 @@ describe("Precision", () => {
       expect(step.program.inputs[i]!.type.dtype).toBe("f32")
       expect(step.program.outputs[o]!.type.dtype).toBe("f32")
     }
+  })
+
+  it("random programs with loops and nested regions type-check and stay near", () => {
+    fc.assert(
+      fc.property(Programs.codes, fc.nat({ max: 1000 }), fc.constantFrom(...policies), (code, seed, policy) => {
+        const before = Programs.programOf(code)
+        const after = Precision.apply(before, policy)
+        expect(Program.check(after)).toBe(null)
+        expect(after.outputs.map((o) => o.type.dtype)).toEqual(before.outputs.map((o) => o.type.dtype))
+        const [exact, found] = [before, after].map((p) => Evaluate.runUnsafe(p, Programs.valuesOf(seed)))
+        // Sums of these programs cancel, hence relative to the largest element; casts in the program itself round anyway.
+        expect(M.difference(exact!, found!)).toBeLessThan(300 * DType.epsilonOf(policy.matmul))
+      }),
+      { numRuns: 150 }
+    )
   })
 
   const optimizer = Optimizer.make(sgd())
