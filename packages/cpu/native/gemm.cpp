@@ -202,7 +202,8 @@ void productTogether(Pool& pool, const Product& p, int64_t batch, const Partial&
   // With fewer blocks of rows than threads, the panels are dealt out too, and each thread packs its rows again.
   const int64_t groups = rowBlocks >= threads ? 1 : std::min(p.panels, (threads + rowBlocks - 1) / rowBlocks);
   const int64_t panelsPerGroup = (p.panels + groups - 1) / groups;
-  constexpr int64_t panelsPerTask = 4;
+  const int64_t panelsPerTask = std::clamp<int64_t>(p.panels / (2 * threads), 1, 4);
+  const int64_t half = roundUp(rightWords(p), 16);
   std::vector<std::atomic<int64_t>> nextRight(p.blocks.size()), nextLeft(p.blocks.size());
   for (auto& n : nextRight) n = 0;
   for (auto& n : nextLeft) n = 0;
@@ -210,16 +211,17 @@ void productTogether(Pool& pool, const Product& p, int64_t batch, const Partial&
     uint32_t* left = reinterpret_cast<uint32_t*>(pool.mine(thread));
     for (size_t k = 0; k < p.blocks.size(); k++) {
       const Block& block = p.blocks[k];
+      // Two right operands in turn: one block is packed while others still multiply the one before, and one barrier a block is enough.
+      uint32_t* b = right + (k % 2) * half;
       for (int64_t j; (j = panelsPerTask * nextRight[k].fetch_add(1, std::memory_order_relaxed)) < p.panels;)
-        packPanels(p, batch, block, j, std::min(p.panels, j + panelsPerTask), right);
+        packPanels(p, batch, block, j, std::min(p.panels, j + panelsPerTask), b);
       pool.barrier();
       for (int64_t t; (t = nextLeft[k].fetch_add(1, std::memory_order_relaxed)) < rowBlocks * groups;) {
         const int64_t row = t % rowBlocks * height, rows = std::min(height, p.rows - row), group = t / rowBlocks;
         packRowBlock(p, batch, block, row, rows, left);
-        multiplyBlock(p, batch, block, k == 0, k + 1 == p.blocks.size(), row, rows, left, right, group * panelsPerGroup,
+        multiplyBlock(p, batch, block, k == 0, k + 1 == p.blocks.size(), row, rows, left, b, group * panelsPerGroup,
                       std::min(p.panels, (group + 1) * panelsPerGroup), partial);
       }
-      pool.barrier();
     }
   });
 }
@@ -275,7 +277,7 @@ void run(Pool& pool, Product& p) {
     });
     return;
   }
-  const uint64_t packed = uint64_t(roundUp(rightWords(p), 16));
+  const uint64_t packed = uint64_t(roundUp(rightWords(p), 16)) * 2;
   uint32_t* right = reinterpret_cast<uint32_t*>(pool.shared((packed + uint64_t(partialFloats)) * 4));
   pool.reservePrivate(uint64_t(packedRowsWords(std::min(rowsPerBlock(p), roundUp(p.rows, tileRows)), mostUnits(p)) + 64) * 4);
   const Partial partial{needsPartial ? reinterpret_cast<float*>(right + packed) : nullptr, p.panels * tileColumns};

@@ -17,10 +17,26 @@ TESSERA_INLINE Reduced reduceByLog2(Floats x) {
   return {x - n * 0.693359375f + n * 2.12194440e-4f, (Ints)bits(shifted) - 0x4b400000};
 }
 TESSERA_INLINE Floats powerOfTwo(Ints n) { return (Floats)((n + 127) << 23); }
-TESSERA_INLINE Floats clamp(Floats x, float low, float high) {
-  x = select(x > high, splat(high), x);
-  return select(x < low, splat(low), x);
+// The instructions hand through their second operand when one is NaN: x, here.
+TESSERA_INLINE Floats atMost(Floats x, float high) {
+#if defined(TESSERA_AVX512)
+  return (Floats)_mm512_min_ps(_mm512_set1_ps(high), (__m512)x);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_min_ps(_mm256_set1_ps(high), (__m256)x);
+#else
+  return select(x > high, splat(high), x);
+#endif
 }
+TESSERA_INLINE Floats atLeast(Floats x, float low) {
+#if defined(TESSERA_AVX512)
+  return (Floats)_mm512_max_ps(_mm512_set1_ps(low), (__m512)x);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_max_ps(_mm256_set1_ps(low), (__m256)x);
+#else
+  return select(x < low, splat(low), x);
+#endif
+}
+TESSERA_INLINE Floats clamp(Floats x, float low, float high) { return atLeast(atMost(x, high), low); }
 // (e^r - 1 - r) / r^2 (minimax, Cephes expf)
 TESSERA_INLINE Floats expTail(Floats r) {
   Floats p = splat(1.9875691500e-4f);
@@ -31,28 +47,51 @@ TESSERA_INLINE Floats expTail(Floats r) {
   return p * r + 5.0000001201e-1f;
 }
 
+#if defined(TESSERA_AVX512)
+// Scaling by 2^n is one instruction, whatever n, and takes it as a float.
+TESSERA_INLINE Floats expInRange(Floats x) {
+  Floats n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+  Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Floats p = expTail(r) * (r * r) + (r + 1.0f);
+  return (Floats)_mm512_scalef_ps((__m512)p, (__m512)n);
+}
+TESSERA_INLINE Floats exp(Floats x) { return expInRange(clamp(x, -104.0f, 89.0f)); }
+TESSERA_INLINE Floats expNoOverflow(Floats x) { return expInRange(atLeast(x, -104.0f)); }
+#else
 TESSERA_INLINE Floats exp(Floats x) {
   x = clamp(x, -104.0f, 89.0f);
   auto [r, n] = reduceByLog2(x);
   Floats p = expTail(r) * (r * r) + (r + 1.0f);
-#if defined(TESSERA_AVX512)
-  return (Floats)_mm512_scalef_ps((__m512)p, _mm512_cvtepi32_ps((__m512i)n));
-#else
   Ints half = n >> 1;  // in two steps, so that subnormal results and the largest floats come out
   return p * powerOfTwo(half) * powerOfTwo(n - half);
-#endif
 }
-
-// For softmax and sigmoid: x <= 88, and results under 2^-126 may be zero.
+// For softmax and its like: x <= 88, and results under 2^-126 are zero.
 TESSERA_INLINE Floats expNoOverflow(Floats x) {
-#if defined(TESSERA_AVX512)
-  return exp(x);
-#else
-  x = clamp(x, -87.0f, 88.0f);
-  auto [r, n] = reduceByLog2(x);
+  Floats bounded = atLeast(x, -87.0f);
+  auto [r, n] = reduceByLog2(bounded);
   Floats p = expTail(r) * (r * r) + (r + 1.0f);
-  return select(x <= -87.0f, Floats{}, p * powerOfTwo(n));
+  return select(x < -87.0f, Floats{}, p * powerOfTwo(n));
+}
 #endif
+
+// 2^y for y <= 0; results under 2^-126 may be zero.
+TESSERA_INLINE Floats exp2Negative(Floats y) {
+  Floats bounded = atLeast(y, -126.0f);
+  Floats shifted = bounded + 12582912.0f;
+  Floats n = shifted - 12582912.0f, f = bounded - n;
+  Floats p = splat(1.5370705e-4f);
+  p = p * f + 1.3399848e-3f;
+  p = p * f + 9.6183736e-3f;
+  p = p * f + 5.5503290e-2f;
+  p = p * f + 2.4022648e-1f;
+  p = p * f + 6.9314718e-1f;
+  p = p * f + 1.0f;
+#if defined(TESSERA_AVX512)
+  p = (Floats)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+  p *= powerOfTwo((Ints)bits(shifted) - 0x4b400000);
+#endif
+  return select(y < -126.0f, Floats{}, p);
 }
 
 TESSERA_INLINE Floats expm1(Floats x) {
@@ -111,7 +150,7 @@ TESSERA_INLINE Floats erf(Floats x) {
   near = near * s - 3.76125336e-1f;
   near = near * s + 1.28379166e-1f;
   near = near * x + x;
-  t = select(t > 4.0f, splat(4.0f), t);
+  t = atMost(t, 4.0f);
   s = t * t;
   Floats far = t * -1.72853470e-5f + 3.83197126e-4f;
   Floats u = t * -3.88396438e-3f + 2.42546219e-2f;
@@ -126,25 +165,63 @@ TESSERA_INLINE Floats erf(Floats x) {
 
 enum Activation { noActivation = 0, geluErf = 1, geluTanh = 2, quickGelu = 3, relu = 4 };
 
+// The normal distribution function at -t for t in 0..20, to 2e-8: log2 of it is a polynomial of degree 8 there (a weighted minimax fit of ours),
+// so GELU costs one exponential and no branch.
+TESSERA_INLINE Floats normalTail(Floats t) {
+  Floats y = splat(-1.56889439e-6f);
+  y = y * t + 2.43983611e-5f;
+  y = y * t - 1.15967873e-4f;
+  y = y * t - 3.03845998e-4f;
+  y = y * t + 7.27701653e-3f;
+  y = y * t - 5.26395738e-2f;
+  y = y * t - 4.59163398e-1f;
+  y = y * t - 1.15110981f;
+  return exp2Negative(y * t - 1.0f);
+}
+
+// Bounds on what is exponentiated keep 1 + e finite, and x / (1 + e) zero where it should be.
+TESSERA_INLINE Floats onePlusExp(Floats x) { return 1.0f + expNoOverflow(atMost(x, 88.0f)); }
+// For finite x >= 1, to about 1 ulp.
+TESSERA_INLINE Floats reciprocal(Floats x) {
+#if defined(TESSERA_AVX512)
+  Floats r = (Floats)_mm512_rcp14_ps((__m512)x);
+  return r * (2.0f - x * r);
+#else
+  return 1.0f / x;
+#endif
+}
+
 // x sigmoid(2 u) is x/2 (1 + tanh u), with one division.
 TESSERA_INLINE Floats gelu(int kind, Floats x) {
-  if (kind == geluErf) return 0.5f * x * (1.0f + erf(x * 0.70710678f));
-  if (kind == geluTanh) return x / (1.0f + exp(x * -1.5957691216f * (1.0f + 0.044715f * x * x)));
-  return x / (1.0f + exp(-1.702f * x));
+  if (kind == geluErf) {
+    Floats t = atMost(absolute(x), 20.0f);
+    return atLeast(x, 0.0f) - t * normalTail(t);
+  }
+  if (kind == geluTanh) return x * reciprocal(onePlusExp(x * -1.5957691216f * (1.0f + 0.044715f * x * x)));
+  return x * reciprocal(onePlusExp(-1.702f * x));
 }
 TESSERA_INLINE Floats geluGradient(int kind, Floats x) {
-  if (kind == geluErf) return 0.5f * (1.0f + erf(x * 0.70710678f)) + x * 0.39894228f * expNoOverflow(-0.5f * x * x);
-  if (kind == geluTanh) {
-    Floats s = 1.0f / (1.0f + exp(x * -1.5957691216f * (1.0f + 0.044715f * x * x)));
-    Floats slope = s * (1.0f - s) * 1.5957691216f * (1.0f + 3.0f * 0.044715f * x * x);
-    return s + select(s * (1.0f - s) == 0.0f, Floats{}, x * slope);
+  if (kind == geluErf) {
+    Floats t = atMost(absolute(x), 20.0f);
+    Floats tail = normalTail(t), density = exp2Negative(t * t * -0.72134752f) * 0.39894228f;
+    Floats slope = t * density;  // even in the tails: Phi(x) + x phi(x) = 1 - (Phi(-x) - x phi(x))
+    return select(x < 0.0f, tail - slope, 1.0f - tail + slope);
   }
-  Floats s = 1.0f / (1.0f + exp(-1.702f * x));
-  return s + select(s * (1.0f - s) == 0.0f, Floats{}, 1.702f * x * s * (1.0f - s));
+  Floats s, slope;
+  if (kind == geluTanh) {
+    Floats bounded = clamp(x, -20.0f, 20.0f), square = bounded * bounded;
+    s = reciprocal(onePlusExp(bounded * -1.5957691216f * (1.0f + 0.044715f * square)));
+    slope = bounded * 1.5957691216f * (1.0f + 3.0f * 0.044715f * square);
+  } else {
+    Floats bounded = clamp(x, -60.0f, 60.0f);
+    s = reciprocal(onePlusExp(-1.702f * bounded));
+    slope = 1.702f * bounded;
+  }
+  return s + s * (1.0f - s) * slope;
 }
 TESSERA_INLINE Floats activate(int kind, Floats x) {
   if (kind == noActivation) return x;
-  if (kind == relu) return select(x < 0.0f, Floats{}, x);
+  if (kind == relu) return atLeast(x, 0.0f);
   return gelu(kind, x);
 }
 

@@ -1,5 +1,5 @@
 import { expect, it } from "vitest"
-import { property } from "./cases.ts"
+import { compileFirst, property } from "./cases.ts"
 import {
   at,
   BF16,
@@ -360,6 +360,7 @@ property(
   200
 )
 
+compileFirst(hostIsas)
 it.each(hostIsas)("threefry has its known answers on %s", async (isa) => {
   const library = await open(isa)
   const cases = [

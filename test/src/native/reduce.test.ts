@@ -47,7 +47,7 @@ property(
         y.get(place),
         expected,
         kind === 2 ? 0 : precision(y.type) + 1e-7,
-        kind === 0 ? 1e-6 * entry.size : 0
+        kind === 0 ? 1e-6 * entry.size + 3e-8 : 3e-8
       )
     }
   },

@@ -1,5 +1,5 @@
-import { expect, it } from "vitest"
-import { describe } from "vitest"
+import { describe, expect, it } from "vitest"
+import { compileFirst } from "./cases.ts"
 import {
   doubleWord,
   F32,
@@ -16,6 +16,7 @@ import {
 } from "./harness.ts"
 
 const best = hostIsas[0]!
+compileFirst(hostIsas)
 
 describe.each(hostIsas)("the library for %s", (isa) => {
   it("says what it is", async () => {
