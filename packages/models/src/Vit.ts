@@ -102,19 +102,25 @@ export const make = (config: VitConfig.VitConfig, capture: Block.Capture = {}): 
 type EmbedParams = Pick<Params, "patchEmbed" | "classToken" | "positions" | "preNorm">
 
 /** Everything before the first block. `[batch, row, col, channel] -> [batch, seq, embed]` */
-const embed = (config: VitConfig.VitConfig, init: Initialisation.Initialisation): Module.Module<EmbedParams, Image, Tokens> => {
+const embed = (
+  config: VitConfig.VitConfig,
+  init: Initialisation.Initialisation
+): Module.Module<EmbedParams, Image, Tokens> => {
   const { classTokens, hidden } = config
   const patchEmbed = PatchEmbed.make(config, init, { bias: config.patchBias })
   const params: EmbedParams = {
     patchEmbed: patchEmbed.params,
     ...(classTokens === 0 ? {} : { classToken: Module.param({ class: classTokens, embed: hidden }, init.classToken) }),
-    ...(config.positions === "learned" ? { positions: Module.param({ seq: VitConfig.sequenceLength(config), embed: hidden }, init.positions) } : {}),
+    ...(config.positions === "learned"
+      ? { positions: Module.param({ seq: VitConfig.sequenceLength(config), embed: hidden }, init.positions) }
+      : {}),
     ...(config.preNorm ? { preNorm: LayerNorm.params(hidden) } : {})
   }
   return Module.make(params, (p, image, call) => {
     checkImage(config, image)
     const patches = Module.run(patchEmbed, "patchEmbed", p.patchEmbed, image, call)
-    const waved = config.positions === "sinCos2d" ? T.add(patches, Positions.sinCos2d(VitConfig.grid(config), hidden)) : patches
+    const waved =
+      config.positions === "sinCos2d" ? T.add(patches, Positions.sinCos2d(VitConfig.grid(config), hidden)) : patches
     const joined = join(p.classToken, waved, "patch")
     const placed = p.positions === undefined ? joined : T.add(joined, p.positions)
     const kept = call.train && config.dropPatch > 0 ? dropPatches(placed, config, call) : placed
@@ -124,15 +130,29 @@ const embed = (config: VitConfig.VitConfig, init: Initialisation.Initialisation)
 }
 
 /** Class tokens, then the rest: `[class, embed] x [batch, (axis), embed] -> [batch, seq, embed]`. */
-const join = <N extends string>(classToken: T.AnyTensor | undefined, rest: T.Tensor<"batch" | "embed" | N>, axis: N): Tokens =>
+const join = <N extends string>(
+  classToken: T.AnyTensor | undefined,
+  rest: T.Tensor<"batch" | "embed" | N>,
+  axis: N
+): Tokens =>
   classToken === undefined
     ? (T.rename(rest as T.Tensor<any>, axis, "seq") as Tokens)
-    : (T.concat<any, string, "seq", "float">([[classToken, "class"], [rest, axis]], "seq") as T.AnyTensor)
+    : (T.concat<any, string, "seq", "float">(
+        [
+          [classToken, "class"],
+          [rest, axis]
+        ],
+        "seq"
+      ) as T.AnyTensor)
 
 /** Leaves out patches; class tokens stay. `[batch, seq, embed] -> [batch, seq, embed]` with fewer tokens. @source arXiv:2212.00794 */
 const dropPatches = (tokens: Tokens, config: VitConfig.VitConfig, call: Module.Call): Tokens => {
   const { classTokens } = config
-  const patches = T.slice(tokens, "seq", { to: "patch", start: classTokens, size: T.sizeOf(tokens, "seq") - classTokens })
+  const patches = T.slice(tokens, "seq", {
+    to: "patch",
+    start: classTokens,
+    size: T.sizeOf(tokens, "seq") - classTokens
+  })
   const kept = Dropout.patches(patches, config.dropPatch, call)
   const first = classTokens === 0 ? undefined : T.slice(tokens, "seq", { to: "class", start: 0, size: classTokens })
   return join(first, kept, "kept")
@@ -141,14 +161,21 @@ const dropPatches = (tokens: Tokens, config: VitConfig.VitConfig, call: Module.C
 const checkImage = (config: VitConfig.VitConfig, image: Image): void => {
   const expected = { row: config.imageSize.height, col: config.imageSize.width, channel: config.channels }
   for (const [name, size] of Object.entries(expected)) {
-    if (T.sizeOf(image, name) !== size) invalid("Vit", `pictures are ${Axis.print(image.type.axes)}, the configuration says ${name}=${size}`)
+    if (T.sizeOf(image, name) !== size)
+      invalid("Vit", `pictures are ${Axis.print(image.type.axes)}, the configuration says ${name}=${size}`)
   }
 }
 
 /** Logits alone. `[batch, row, col, channel] -> [batch, classes]`; throws `ProgramError` when the head does not classify. */
-export const classifier = (config: VitConfig.VitConfig): Module.Module<Params, Image, T.Tensor<"batch" | "classes">> => {
+export const classifier = (
+  config: VitConfig.VitConfig
+): Module.Module<Params, Image, T.Tensor<"batch" | "classes">> => {
   const vit = make(config)
-  return Module.make(vit.params, (p, image, call) => vit.apply(p, image, call).logits ?? invalid("Vit.classifier", `head ${config.head.kind} gives no logits`))
+  return Module.make(
+    vit.params,
+    (p, image, call) =>
+      vit.apply(p, image, call).logits ?? invalid("Vit.classifier", `head ${config.head.kind} gives no logits`)
+  )
 }
 
 /**
@@ -161,7 +188,9 @@ export const attentionWeights = (
   const vit = make(config, { attention: true })
   return Module.make(
     vit.params,
-    (p, image, call) => vit.apply(p, image, call).captured["attention"] ?? invalid("Vit.attentionWeights", "a model of 0 layers has no attention")
+    (p, image, call) =>
+      vit.apply(p, image, call).captured["attention"] ??
+      invalid("Vit.attentionWeights", "a model of 0 layers has no attention")
   )
 }
 
@@ -171,13 +200,17 @@ export interface Options {
 }
 
 /** Number of parameters, from the declarations. */
-export const parameterCount = (config: VitConfig.VitConfig, options: Options = {}): number => Module.count(make({ ...config, ...options }).params)
+export const parameterCount = (config: VitConfig.VitConfig, options: Options = {}): number =>
+  Module.count(make({ ...config, ...options }).params)
 
 /** A program of the forward pass in evaluation. */
 export const forward = (config: VitConfig.VitConfig, batch: number, capture: Block.Capture = {}) => {
   const vit = make(config, capture)
   const { height, width } = config.imageSize
-  const image = T.input({ axes: Axis.list({ batch, row: height, col: width, channel: config.channels }), dtype: "f32" }) as Image
+  const image = T.input({
+    axes: Axis.list({ batch, row: height, col: width, channel: config.channels }),
+    dtype: "f32"
+  }) as Image
   const params = Module.inputs(vit.params)
   return Program.make({ params, image }, vit.apply(params, image, Module.evaluation))
 }
@@ -185,4 +218,3 @@ export const forward = (config: VitConfig.VitConfig, batch: number, capture: Blo
 /** FLOPs of contractions in one picture's forward pass, 2 a multiply-add, counted on the traced program. */
 export const forwardFlops = (config: VitConfig.VitConfig, options: Options = {}): number =>
   Program.cost(forward({ ...config, ...options }, 1)).contractionFlops
-

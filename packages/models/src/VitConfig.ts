@@ -6,7 +6,8 @@ import * as Schema from "effect/Schema"
 
 const count = (least: number) => Schema.Int.pipe(Schema.check(Schema.isGreaterThanOrEqualTo(least)))
 const rate = Schema.Finite.pipe(Schema.check(Schema.isBetween({ minimum: 0, maximum: 1, exclusiveMaximum: true })))
-const optional = <S extends Schema.Constraint>(schema: S, value: S["Encoded"]) => Schema.withDecodingDefaultKey<S>(Effect.succeed(value))(schema)
+const optional = <S extends Schema.Constraint>(schema: S, value: S["Encoded"]) =>
+  Schema.withDecodingDefaultKey<S>(Effect.succeed(value))(schema)
 
 /** What follows pooling. */
 export const Head = Schema.Union([
@@ -81,18 +82,34 @@ export const problems = (c: Fields): ReadonlyArray<Problem> => {
   const found: Array<Problem> = []
   if (c.headDim === undefined && c.hidden % c.heads !== 0) {
     const legal = neighbours(c.heads, (n) => c.hidden % n === 0, c.hidden)
-    found.push({ key: "heads", problem: `hidden ${c.hidden} is not divisible by heads ${c.heads}`, hint: `nearest legal: ${legal}` })
+    found.push({
+      key: "heads",
+      problem: `hidden ${c.hidden} is not divisible by heads ${c.heads}`,
+      hint: `nearest legal: ${legal}`
+    })
   }
   const { height, width } = c.imageSize
   if (height % c.patch !== 0 || width % c.patch !== 0) {
     const legal = neighbours(c.patch, (n) => height % n === 0 && width % n === 0, Math.min(height, width))
-    found.push({ key: "patch", problem: `image ${height} x ${width} is not divisible by patch ${c.patch}`, hint: `nearest legal: ${legal}` })
+    found.push({
+      key: "patch",
+      problem: `image ${height} x ${width} is not divisible by patch ${c.patch}`,
+      hint: `nearest legal: ${legal}`
+    })
   }
   if (c.pooling === "token" && c.classTokens === 0) {
-    found.push({ key: "pooling", problem: "pooling token needs a class token, classTokens is 0", hint: "use meanPatches or attention, or classTokens 1" })
+    found.push({
+      key: "pooling",
+      problem: "pooling token needs a class token, classTokens is 0",
+      hint: "use meanPatches or attention, or classTokens 1"
+    })
   }
   if (c.positions === "sinCos2d" && c.hidden % 4 !== 0) {
-    found.push({ key: "positions", problem: `sinCos2d needs a hidden width divisible by 4, found ${c.hidden}`, hint: "use learned positions" })
+    found.push({
+      key: "positions",
+      problem: `sinCos2d needs a hidden width divisible by 4, found ${c.hidden}`,
+      hint: "use learned positions"
+    })
   }
   return found
 }
@@ -108,7 +125,9 @@ const neighbours = (value: number, legal: (n: number) => boolean, most: number):
 /** A vision transformer. Fields with defaults may be left out of the encoded form. */
 export const VitConfig = Fields.pipe(
   Schema.check(
-    Schema.makeFilter((c: Fields) => problems(c).map(({ hint, key, problem }) => ({ path: [key], issue: `${problem}; ${hint}` })))
+    Schema.makeFilter((c: Fields) =>
+      problems(c).map(({ hint, key, problem }) => ({ path: [key], issue: `${problem}; ${hint}` }))
+    )
   )
 )
 export type VitConfig = Fields
@@ -142,11 +161,16 @@ export const make = (given: Given): VitConfig => ({ ...defaults, ...given })
 
 /** Reads a configuration from JSON-like data. Fails with a `RecipeError` that names the key, also for an unknown one. */
 export const decode = (input: unknown): Result.Result<VitConfig, RecipeError> => {
-  const unknown = typeof input === "object" && input !== null ? Object.keys(input).find((k) => !(k in Fields.fields)) : undefined
+  const unknown =
+    typeof input === "object" && input !== null ? Object.keys(input).find((k) => !(k in Fields.fields)) : undefined
   if (unknown !== undefined) {
     const meant = nearest(unknown, Object.keys(Fields.fields))
     return Result.fail(
-      new RecipeError({ key: unknown, problem: "no such setting of a vision transformer", hint: meant === null ? "" : `did you mean ${meant}?` })
+      new RecipeError({
+        key: unknown,
+        problem: "no such setting of a vision transformer",
+        hint: meant === null ? "" : `did you mean ${meant}?`
+      })
     )
   }
   return Schema.decodeUnknownResult(Fields)(input).pipe(

@@ -31,7 +31,12 @@ describe("parameters of the presets", () => {
   }
 
   it("integers asserted by google-research/vision_transformer vit_jax/models_test.py", () => {
-    const gap = (name: Presets.Name) => ({ ...Presets.get(name), classTokens: 0, pooling: "meanPatches" as const, head: linear })
+    const gap = (name: Presets.Name) => ({
+      ...Presets.get(name),
+      classTokens: 0,
+      pooling: "meanPatches" as const,
+      head: linear
+    })
     assert.strictEqual(Vit.parameterCount({ ...Presets.get("B/8"), head: linear }), 86_576_872)
     assert.strictEqual(Vit.parameterCount(gap("B/16")), 86_566_120)
     assert.strictEqual(Vit.parameterCount({ ...Presets.get("L/32"), head: linear }), 306_535_400)
@@ -87,7 +92,11 @@ describe("forward FLOPs, counted on the traced program", () => {
       ["G/14", "994.420"]
     ]
     for (const [name, expected] of table) {
-      assert.strictEqual(giga(Vit.forwardFlops(Presets.nemoPretrain(Presets.get(name)), { head: { kind: "none" } })), expected, name)
+      assert.strictEqual(
+        giga(Vit.forwardFlops(Presets.nemoPretrain(Presets.get(name)), { head: { kind: "none" } })),
+        expected,
+        name
+      )
     }
   })
 

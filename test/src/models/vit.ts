@@ -66,7 +66,20 @@ export const program = <Out>(
   return Program.make({ params, image, example, seed }, f(vit.apply(params, image as Vit.Image, call)))
 }
 
-export const operands = (params: ReadonlyArray<Host.HostArray>, image: Host.HostArray, seed = 1): ReadonlyArray<Host.HostArray> => {
+export const operands = (
+  params: ReadonlyArray<Host.HostArray>,
+  image: Host.HostArray,
+  seed = 1
+): ReadonlyArray<Host.HostArray> => {
   const batch = image.axes[0]!.size
-  return [...params, image, Host.make(Axis.list({ batch }), "u32", Array.from({ length: batch }, (_, i) => 100 + i)), Host.scalar(seed, "u32")]
+  return [
+    ...params,
+    image,
+    Host.make(
+      Axis.list({ batch }),
+      "u32",
+      Array.from({ length: batch }, (_, i) => 100 + i)
+    ),
+    Host.scalar(seed, "u32")
+  ]
 }

@@ -48,7 +48,15 @@ export interface NameTable {
 
 /** A checkpoint and a model that do not fit each other. */
 export class NameTableError extends Schema.TaggedError<NameTableError>()("NameTableError", {
-  problem: Schema.Literals(["MissingTensor", "UnusedTensor", "UnfilledParameter", "FilledTwice", "UsedTwice", "UnknownParameter", "ShapeMismatch"]),
+  problem: Schema.Literals([
+    "MissingTensor",
+    "UnusedTensor",
+    "UnfilledParameter",
+    "FilledTwice",
+    "UsedTwice",
+    "UnknownParameter",
+    "ShapeMismatch"
+  ]),
   /** Name in the checkpoint, if one is concerned. */
   tensor: Schema.String,
   /** Path of the parameter, if one is concerned. */
@@ -69,7 +77,12 @@ interface Placement {
   readonly shape: ReadonlyArray<number>
   /** All axes in the source's memory order. */
   readonly axes: Axis.Axes
-  readonly targets: ReadonlyArray<{ readonly path: string; readonly axes: Axis.Axes; readonly layer: number | null; readonly part: number | null }>
+  readonly targets: ReadonlyArray<{
+    readonly path: string
+    readonly axes: Axis.Axes
+    readonly layer: number | null
+    readonly part: number | null
+  }>
 }
 
 /** Works the rules out for a model. */
@@ -79,24 +92,45 @@ const place = (table: NameTable, params: Module.ParamTree): Result.Result<Readon
   const filled = new Map<string, string>()
   const used = new Set<string>()
   for (const rule of table.rules) {
-    if (used.has(rule.source)) return fail("UsedTwice", rule.source, rule.targets.join(", "), `two rules read the tensor "${rule.source}"`)
+    if (used.has(rule.source))
+      return fail("UsedTwice", rule.source, rule.targets.join(", "), `two rules read the tensor "${rule.source}"`)
     used.add(rule.source)
     for (const path of rule.targets) {
-      if (!leaves.has(path)) return fail("UnknownParameter", rule.source, path, `tensor "${rule.source}" goes to "${path}", which the model does not have`)
+      if (!leaves.has(path))
+        return fail(
+          "UnknownParameter",
+          rule.source,
+          path,
+          `tensor "${rule.source}" goes to "${path}", which the model does not have`
+        )
       const before = filled.get(path)
-      if (before !== undefined) return fail("FilledTwice", rule.source, path, `parameter "${path}" is filled by "${before}" and by "${rule.source}"`)
+      if (before !== undefined)
+        return fail(
+          "FilledTwice",
+          rule.source,
+          path,
+          `parameter "${path}" is filled by "${before}" and by "${rule.source}"`
+        )
       filled.set(path, rule.source)
     }
     const perLayer = rule.source.includes("{layer}")
     const targets = rule.targets.map((path) => ({ path, axes: leaves.get(path)!.axes as Axis.Axes }))
     const [first] = targets
-    const known = [...(perLayer ? Axis.without(first!.axes, ["layers"]) : first!.axes), ...(targets.length > 1 ? [Axis.make("part", targets.length)] : [])]
+    const known = [
+      ...(perLayer ? Axis.without(first!.axes, ["layers"]) : first!.axes),
+      ...(targets.length > 1 ? [Axis.make("part", targets.length)] : [])
+    ]
     const named = rule.dims.flat()
     const missing = known.find((a) => !named.includes(a.name))
     const extra = named.find((n) => !Axis.has(known, n))
     if (missing !== undefined || extra !== undefined) {
       const what = missing === undefined ? `names the axis "${extra}"` : `does not name the axis "${missing.name}"`
-      return fail("ShapeMismatch", rule.source, first!.path, `the rule of "${rule.source}" ${what}; "${first!.path}" has ${Axis.print(first!.axes)}`)
+      return fail(
+        "ShapeMismatch",
+        rule.source,
+        first!.path,
+        `the rule of "${rule.source}" ${what}; "${first!.path}" has ${Axis.print(first!.axes)}`
+      )
     }
     const axes = named.map((n) => Axis.find(known, n)!)
     const shape = rule.dims.map((dim) => dim.reduce((n, name) => n * Axis.find(known, name)!.size, 1))
@@ -106,16 +140,26 @@ const place = (table: NameTable, params: Module.ParamTree): Result.Result<Readon
         source: rule.source.replace("{layer}", String(layer)),
         shape,
         axes,
-        targets: targets.map((t, part) => ({ ...t, layer: perLayer ? layer : null, part: targets.length > 1 ? part : null }))
+        targets: targets.map((t, part) => ({
+          ...t,
+          layer: perLayer ? layer : null,
+          part: targets.length > 1 ? part : null
+        }))
       })
     }
   }
   const unfilled = [...leaves.keys()].find((path) => !filled.has(path))
-  return unfilled === undefined ? Result.succeed(placements) : fail("UnfilledParameter", "", unfilled, `no tensor fills the parameter "${unfilled}"`)
+  return unfilled === undefined
+    ? Result.succeed(placements)
+    : fail("UnfilledParameter", "", unfilled, `no tensor fills the parameter "${unfilled}"`)
 }
 
 /** Calls `f` with every element's offset in the source and in the parameter. */
-const pairs = (placement: Placement, target: Placement["targets"][number], f: (source: number, parameter: number) => void): void => {
+const pairs = (
+  placement: Placement,
+  target: Placement["targets"][number],
+  f: (source: number, parameter: number) => void
+): void => {
   const inner = Axis.without(target.axes, target.layer === null ? [] : ["layers"])
   const strides = (axes: Axis.Axes, name: string) => {
     const at = axes.findIndex((a) => a.name === name)
@@ -133,22 +177,36 @@ const pairs = (placement: Placement, target: Placement["targets"][number], f: (s
 }
 
 /** Reads a checkpoint into a model's parameters. Fails when a tensor is missing, unused or of another shape, or a parameter stays unfilled. */
-export const read = (table: NameTable, params: Module.ParamTree, source: Source): Result.Result<Parameters, NameTableError> =>
+export const read = (
+  table: NameTable,
+  params: Module.ParamTree,
+  source: Source
+): Result.Result<Parameters, NameTableError> =>
   Result.flatMap(place(table, params), (placements) => {
     const used = new Set(placements.map((p) => p.source))
-    const unused = Object.keys(source).find((name) => !used.has(name) && !table.ignored.some((pattern) => pattern.test(name)))
-    if (unused !== undefined) return fail("UnusedTensor", unused, "", `tensor "${unused}" [${source[unused]!.shape}] has no place in the model`)
+    const unused = Object.keys(source).find(
+      (name) => !used.has(name) && !table.ignored.some((pattern) => pattern.test(name))
+    )
+    if (unused !== undefined)
+      return fail("UnusedTensor", unused, "", `tensor "${unused}" [${source[unused]!.shape}] has no place in the model`)
     const result: Record<string, ParameterArray> = {}
     for (const placement of placements) {
       const tensor = source[placement.source]
       const paths = placement.targets.map((t) => t.path).join(", ")
-      if (tensor === undefined) return fail("MissingTensor", placement.source, paths, `the checkpoint lacks "${placement.source}" for ${paths}`)
+      if (tensor === undefined)
+        return fail("MissingTensor", placement.source, paths, `the checkpoint lacks "${placement.source}" for ${paths}`)
       if (tensor.shape.length !== placement.shape.length || tensor.shape.some((n, i) => n !== placement.shape[i])) {
         const wanted = placement.targets.map((t) => `${t.path} ${Axis.print(t.axes)}`).join(", ")
-        return fail("ShapeMismatch", placement.source, paths, `"${placement.source}" is [${tensor.shape}], ${wanted} needs [${placement.shape}]`)
+        return fail(
+          "ShapeMismatch",
+          placement.source,
+          paths,
+          `"${placement.source}" is [${tensor.shape}], ${wanted} needs [${placement.shape}]`
+        )
       }
       for (const target of placement.targets) {
-        const data = (result[target.path] ??= { axes: target.axes, data: new Float32Array(Axis.count(target.axes)) }).data
+        const data = (result[target.path] ??= { axes: target.axes, data: new Float32Array(Axis.count(target.axes)) })
+          .data
         pairs(placement, target, (s, p) => {
           data[p] = tensor.data[s]!
         })
@@ -158,17 +216,30 @@ export const read = (table: NameTable, params: Module.ParamTree, source: Source)
   })
 
 /** Writes parameters as a checkpoint: the inverse of `read`. Fails when a parameter is missing or of another shape. */
-export const write = (table: NameTable, params: Module.ParamTree, values: Parameters): Result.Result<Source, NameTableError> =>
+export const write = (
+  table: NameTable,
+  params: Module.ParamTree,
+  values: Parameters
+): Result.Result<Source, NameTableError> =>
   Result.flatMap(place(table, params), (placements) => {
     const result: Record<string, SourceTensor> = {}
     for (const placement of placements) {
       const tensor = { dtype: "F32", shape: placement.shape, data: new Float32Array(Axis.count(placement.axes)) }
       for (const target of placement.targets) {
         const value = values[target.path]
-        if (value === undefined) return fail("UnfilledParameter", placement.source, target.path, `parameter "${target.path}" has no values`)
-        if (value.axes.length !== target.axes.length || value.axes.some((a, i) => a.name !== target.axes[i]!.name || a.size !== target.axes[i]!.size)) {
+        if (value === undefined)
+          return fail("UnfilledParameter", placement.source, target.path, `parameter "${target.path}" has no values`)
+        if (
+          value.axes.length !== target.axes.length ||
+          value.axes.some((a, i) => a.name !== target.axes[i]!.name || a.size !== target.axes[i]!.size)
+        ) {
           const found = Axis.print(value.axes)
-          return fail("ShapeMismatch", placement.source, target.path, `parameter "${target.path}" is ${found}, the model has ${Axis.print(target.axes)}`)
+          return fail(
+            "ShapeMismatch",
+            placement.source,
+            target.path,
+            `parameter "${target.path}" is ${found}, the model has ${Axis.print(target.axes)}`
+          )
         }
         pairs(placement, target, (s, p) => {
           tensor.data[s] = value.data[p]!

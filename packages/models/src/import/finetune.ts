@@ -23,15 +23,21 @@ export const convert = (
   for (const { param, path } of Module.leaves(Vit.make(to).params)) {
     const axes: Axis.Axes = param.axes
     if (path === "head" || path.startsWith("head/")) {
-      if (param.init.kind !== "constant") return refuse("UnfilledParameter", path, `parameter "${path}" of the new head begins at random`)
+      if (param.init.kind !== "constant")
+        return refuse("UnfilledParameter", path, `parameter "${path}" of the new head begins at random`)
       result[path] = { axes, data: new Float32Array(Axis.count(axes)).fill(param.init.value) }
       continue
     }
     const before = values[path]
-    if (before === undefined) return refuse("UnfilledParameter", path, `the pre-trained model has no parameter "${path}"`)
+    if (before === undefined)
+      return refuse("UnfilledParameter", path, `the pre-trained model has no parameter "${path}"`)
     const after = path === "positions" ? positions(before, from, to, mode) : before
     if (!Axis.equal(after.axes, axes)) {
-      return refuse("ShapeMismatch", path, `parameter "${path}" is ${Axis.print(after.axes)}, the new model needs ${Axis.print(axes)}`)
+      return refuse(
+        "ShapeMismatch",
+        path,
+        `parameter "${path}" is ${Axis.print(after.axes)}, the new model needs ${Axis.print(axes)}`
+      )
     }
     result[path] = after
   }

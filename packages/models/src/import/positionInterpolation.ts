@@ -22,7 +22,11 @@ interface Taps {
 }
 
 /** `[rows, cols, width] -> [to.rows, to.cols, width]`, channel by channel; the same values when the grid does not change. */
-export const resize = (grid: GridValues, to: { readonly rows: number; readonly cols: number }, mode: Mode): GridValues => {
+export const resize = (
+  grid: GridValues,
+  to: { readonly rows: number; readonly cols: number },
+  mode: Mode
+): GridValues => {
   if (grid.rows === to.rows && grid.cols === to.cols) return grid
   const { cols, rows, width } = grid
   const [down, across] = [taps(rows, to.rows, mode), taps(cols, to.cols, mode)]
@@ -31,7 +35,8 @@ export const resize = (grid: GridValues, to: { readonly rows: number; readonly c
     for (let c = 0; c < to.cols; c++) {
       const { from, weights } = across[c]!
       from.forEach((source, k) => {
-        for (let i = 0; i < width; i++) middle[(r * to.cols + c) * width + i]! += weights[k]! * grid.data[(r * cols + source) * width + i]!
+        for (let i = 0; i < width; i++)
+          middle[(r * to.cols + c) * width + i]! += weights[k]! * grid.data[(r * cols + source) * width + i]!
       })
     }
   }

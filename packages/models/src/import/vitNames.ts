@@ -3,10 +3,19 @@ import type { NameTable, Rule } from "./NameTable.ts"
 import type * as VitConfig from "../VitConfig.ts"
 
 /** A rule whose source is one parameter. */
-const one = (source: string, target: string, ...dims: ReadonlyArray<ReadonlyArray<string>>): Rule => ({ source, dims, targets: [target] })
+const one = (source: string, target: string, ...dims: ReadonlyArray<ReadonlyArray<string>>): Rule => ({
+  source,
+  dims,
+  targets: [target]
+})
 
 /** torch.nn.Linear stores `[out, in]`. */
-const linear = (source: string, target: string, from: ReadonlyArray<string>, to: ReadonlyArray<string>): ReadonlyArray<Rule> => [
+const linear = (
+  source: string,
+  target: string,
+  from: ReadonlyArray<string>,
+  to: ReadonlyArray<string>
+): ReadonlyArray<Rule> => [
   one(`${source}.weight`, `${target}/weight`, to, from),
   one(`${source}.bias`, `${target}/bias`, to)
 ]

@@ -55,20 +55,43 @@ export const make = (
   })
   const mlp = Mlp.make<"batch" | "seq">(sizes, init, { activation: options.activation, dropout: options.mlpDropout })
   const norm = LayerNorm.params(sizes.hidden)
-  return Module.make({ attentionNorm: norm, attention: attention.params, mlpNorm: norm, mlp: mlp.params }, (p, layer, call) => {
-    const skip = layer.constants["dropPath"]
-    const residual = (x: Tokens, branch: Tokens, name: string): Tokens =>
-      T.add(x, Dropout.path<"seq" | "embed">(Dropout.apply(branch, options.dropout, `${name}Dropout`, call), skip, `${name}Path`, call))
-    const attended = Module.run(attention, "attention", p.attention, LayerNorm.apply<"batch" | "seq">(p.attentionNorm, layer.value, options.epsilon), call)
-    const middle = residual(layer.value, attended.value, "attention")
-    const fed = Module.run(mlp, "mlp", p.mlp, LayerNorm.apply<"batch" | "seq">(p.mlpNorm, middle, options.epsilon), call)
-    const value = residual(middle, fed, "mlp")
-    return {
-      value,
-      captured: {
-        ...(options.capture.features ? { features: value } : {}),
-        ...(attended.probabilities === undefined ? {} : { attention: attended.probabilities })
+  return Module.make(
+    { attentionNorm: norm, attention: attention.params, mlpNorm: norm, mlp: mlp.params },
+    (p, layer, call) => {
+      const skip = layer.constants["dropPath"]
+      const residual = (x: Tokens, branch: Tokens, name: string): Tokens =>
+        T.add(
+          x,
+          Dropout.path<"seq" | "embed">(
+            Dropout.apply(branch, options.dropout, `${name}Dropout`, call),
+            skip,
+            `${name}Path`,
+            call
+          )
+        )
+      const attended = Module.run(
+        attention,
+        "attention",
+        p.attention,
+        LayerNorm.apply<"batch" | "seq">(p.attentionNorm, layer.value, options.epsilon),
+        call
+      )
+      const middle = residual(layer.value, attended.value, "attention")
+      const fed = Module.run(
+        mlp,
+        "mlp",
+        p.mlp,
+        LayerNorm.apply<"batch" | "seq">(p.mlpNorm, middle, options.epsilon),
+        call
+      )
+      const value = residual(middle, fed, "mlp")
+      return {
+        value,
+        captured: {
+          ...(options.capture.features ? { features: value } : {}),
+          ...(attended.probabilities === undefined ? {} : { attention: attended.probabilities })
+        }
       }
     }
-  })
+  )
 }

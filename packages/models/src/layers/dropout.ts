@@ -27,17 +27,22 @@ export const path = <A extends string>(
 ): T.Tensor<A | "batch"> => {
   if (!call.train || rate === undefined) return x
   const keep = T.shift(T.neg(rate), 1)
-  const drawn = Random.uniform(Random.child(keyOf("drop path", call), name), x.type.axes.filter((a) => a.name === "batch"))
+  const drawn = Random.uniform(
+    Random.child(keyOf("drop path", call), name),
+    x.type.axes.filter((a) => a.name === "batch")
+  )
   const factor = T.div(T.floor(T.add(keep, drawn)), keep)
   return T.mul(x, T.cast(factor, x.type.dtype) as T.Tensor<"batch">)
 }
 
 /** Rates of `layers` layers, linearly from 0 to `rate`; undefined where nothing is dropped. `-> [layers]` */
 export const pathRates = (rate: number, layers: number): T.Tensor<"layers"> | undefined =>
-  rate === 0 ? undefined : T.scale(T.cast(T.iota("layers", layers), "f32") as T.Tensor<"layers">, layers === 1 ? 0 : rate / (layers - 1))
+  rate === 0
+    ? undefined
+    : T.scale(T.cast(T.iota("layers", layers), "f32") as T.Tensor<"layers">, layers === 1 ? 0 : rate / (layers - 1))
 
 /** How many of `patches` patches are kept: max(1, floor(patches (1 - rate))). */
-export const keptPatches = (patches: number, rate: number): number => Math.max(1, Math.floor(patches * (1 - rate) + 1e-9))
+export const keptPatches = (patches: number, rate: number): number => Math.max(1, Math.floor(patches * (1 - rate)))
 
 /**
  * Keeps the same number of random patches in every sample, in random order. `[batch, patch, embed] -> [batch, kept, embed]`. A patch's rank is the number
@@ -51,7 +56,10 @@ export const patches = (
 ): T.Tensor<"batch" | "kept" | "embed"> => {
   const count = T.sizeOf(x, "patch")
   const at = [Axis.find(x.type.axes, "batch")!, Axis.make("patch", count)]
-  const words = Random.bits(Random.child(keyOf("drop patch", call), "dropPatch"), at) as T.AnyTensor as T.Tensor<"batch" | "patch", "int">
+  const words = Random.bits(Random.child(keyOf("drop patch", call), "dropPatch"), at) as T.AnyTensor as T.Tensor<
+    "batch" | "patch",
+    "int"
+  >
   const others = T.rename(words, "patch", "otherPatch")
   const before = T.less(T.iota("otherPatch", count), T.iota("patch", count))
   const smaller = T.or(T.less(others, words), T.and(T.equal(others, words), before))

@@ -26,7 +26,10 @@ export const pool = (tokens: Tokens, pooling: "token" | "meanPatches" | "meanAll
     case "meanAll":
       return T.mean(tokens, "seq")
     case "meanPatches":
-      return T.mean(T.slice(tokens, "seq", { to: "patch", start: classTokens, size: T.sizeOf(tokens, "seq") - classTokens }), "patch")
+      return T.mean(
+        T.slice(tokens, "seq", { to: "patch", start: classTokens, size: T.sizeOf(tokens, "seq") - classTokens }),
+        "patch"
+      )
   }
 }
 
@@ -56,7 +59,13 @@ export const attentionPool = (
   return Module.make(declared, (p, tokens, call) => {
     const [batch, embed] = ["batch", "embed"].map((name) => Axis.find(tokens.type.axes, name)!)
     const probe = T.broadcast(p.probe, [batch!, Axis.make("seq", 1), embed!]) as T.AnyTensor as Tokens
-    const seen = SelfAttention.attend(p.attention, probe, T.rename(tokens, "seq", "keySeq"), { dropout: 0, probabilities: false }, call)
+    const seen = SelfAttention.attend(
+      p.attention,
+      probe,
+      T.rename(tokens, "seq", "keySeq"),
+      { dropout: 0, probabilities: false },
+      call
+    )
     const x = T.sum(seen.value, "seq")
     return T.add(x, Module.run(mlp, "mlp", p.mlp, LayerNorm.apply<"batch">(p.norm, x, options.epsilon), call))
   })
@@ -83,7 +92,10 @@ export type ClassParams =
   | { readonly in: Linear.Params<"embed", "mlp">; readonly out: Linear.Params<"mlp", "classes"> }
 
 /** `[batch, embed] -> [batch, classes]` */
-export const classify = (hidden: number, head: ClassHead): Module.Module<Module.ParamTree, Pooled, T.Tensor<"batch" | "classes">> => {
+export const classify = (
+  hidden: number,
+  head: ClassHead
+): Module.Module<Module.ParamTree, Pooled, T.Tensor<"batch" | "classes">> => {
   const { classes } = head
   const bias = Init.constantOf(head.bias)
   if (head.kind === "linear") {
@@ -108,13 +120,18 @@ export const classify = (hidden: number, head: ClassHead): Module.Module<Module.
 }
 
 /** `[batch, embed] -> [batch, feature]`; the weight normal with variance 1 / width. @source arXiv:2103.00020, section 2.4 */
-export const project = (hidden: number, size: number): Module.Module<Module.ParamTree, Pooled, T.Tensor<"batch" | "feature">> =>
+export const project = (
+  hidden: number,
+  size: number
+): Module.Module<Module.ParamTree, Pooled, T.Tensor<"batch" | "feature">> =>
   erased(
-    Module.make(Linear.params({ embed: hidden }, { feature: size }, { weight: Init.fanIn("embed"), bias: null }), (p, x: Pooled) =>
-      Linear.apply(p, x, "embed")
+    Module.make(
+      Linear.params({ embed: hidden }, { feature: size }, { weight: Init.fanIn("embed"), bias: null }),
+      (p, x: Pooled) => Linear.apply(p, x, "embed")
     )
   )
 
 /** The same module without the shape of its parameters in its type. */
-const erased = <P extends Module.ParamTree, Out>(module: Module.Module<P, Pooled, Out>): Module.Module<Module.ParamTree, Pooled, Out> =>
-  module as unknown as Module.Module<Module.ParamTree, Pooled, Out>
+const erased = <P extends Module.ParamTree, Out>(
+  module: Module.Module<P, Pooled, Out>
+): Module.Module<Module.ParamTree, Pooled, Out> => module as unknown as Module.Module<Module.ParamTree, Pooled, Out>

@@ -45,4 +45,7 @@ export const rosetta: Initialisation = {
 }
 
 /** From the name in a configuration. */
-export const byName: Readonly<Record<"nemo" | "rosetta", (layers: number) => Initialisation>> = { nemo, rosetta: () => rosetta }
+export const byName: Readonly<Record<"nemo" | "rosetta", (layers: number) => Initialisation>> = {
+  nemo,
+  rosetta: () => rosetta
+}

@@ -12,5 +12,8 @@ export const params = (embed: number): Params => ({
 })
 
 /** `[.., embed] -> [.., embed]` @source arXiv:1607.06450 */
-export const apply = <A extends string>(p: Module.Tensors<Params>, x: T.Tensor<A | "embed">, epsilon: number): T.Tensor<A | "embed"> =>
-  T.layerNorm<A | "embed", "embed">(x, "embed", epsilon, p.gamma, p.beta)
+export const apply = <A extends string>(
+  p: Module.Tensors<Params>,
+  x: T.Tensor<A | "embed">,
+  epsilon: number
+): T.Tensor<A | "embed"> => T.layerNorm<A | "embed", "embed">(x, "embed", epsilon, p.gamma, p.beta)

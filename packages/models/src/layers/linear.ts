@@ -4,10 +4,16 @@ import * as Module from "@tessera/core/Module"
 import * as T from "@tessera/core/Tensor"
 
 /** Weight over input and output axes; a bias over the output axes, not decayed. */
-export type Params<I extends string, O extends string> = { readonly weight: Module.Param<I | O>; readonly bias?: Module.Param<O> }
+export type Params<I extends string, O extends string> = {
+  readonly weight: Module.Param<I | O>
+  readonly bias?: Module.Param<O>
+}
 
 /** Declares a map `[.., from] -> [.., to]`: `Linear.params({ embed: 64 }, { mlp: 128 }, { weight, bias })`; `bias: null` has none. */
-export const params = <const I extends Readonly<Record<string, number>>, const O extends Readonly<Record<string, number>>>(
+export const params = <
+  const I extends Readonly<Record<string, number>>,
+  const O extends Readonly<Record<string, number>>
+>(
   from: I,
   to: O,
   init: { readonly weight: Init.Init; readonly bias: Init.Init | null }
@@ -30,4 +36,3 @@ export const apply = <A extends string, I extends A, O extends string>(
   const y = T.contract(x as T.AnyTensor as T.Tensor<string>, weight as T.Tensor<string>, ...over) as T.AnyTensor
   return bias === undefined ? y : (T.add(y as T.Tensor<string>, bias as T.Tensor<string>) as T.AnyTensor)
 }
-

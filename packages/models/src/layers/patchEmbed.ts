@@ -24,7 +24,11 @@ export const make = (
 ): Module.Module<Params, T.Tensor<"batch" | "row" | "col" | "channel">, T.Tensor<"batch" | "patch" | "embed">> => {
   const { bias, weight } = init.patch(patch * patch * channels)
   return Module.make(
-    Linear.params({ patchRow: patch, patchCol: patch, channel: channels }, { embed: hidden }, { weight, bias: options.bias ? bias : null }),
+    Linear.params(
+      { patchRow: patch, patchCol: patch, channel: channels },
+      { embed: hidden },
+      { weight, bias: options.bias ? bias : null }
+    ),
     (p, image) => {
       const rows = T.split(image, "row", { outer: "row", inner: "patchRow", size: patch })
       const grid = T.split(rows, "col", { outer: "col", inner: "patchCol", size: patch })

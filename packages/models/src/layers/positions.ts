@@ -23,9 +23,12 @@ export const sinCos2d = ({ cols, rows }: Grid, width: number, temperature = 10_0
   const axes = [Axis.make("row", rows), Axis.make("col", cols), Axis.make("frequency", quarter)]
   const across = T.mul(coordinate("col", cols), frequency)
   const down = T.mul(coordinate("row", rows), frequency)
-  const whole = (x: T.Tensor<"row" | "frequency"> | T.Tensor<"col" | "frequency">) => T.broadcast(x as T.Tensor<any>, axes)
+  const whole = (x: T.Tensor<"row" | "frequency"> | T.Tensor<"col" | "frequency">) =>
+    T.broadcast(x as T.Tensor<any>, axes)
   const waves = T.concat(
-    [T.sin(across), T.cos(across), T.sin(down), T.cos(down)].map((x) => [whole(x as T.Tensor<any>), "frequency"] as const),
+    [T.sin(across), T.cos(across), T.sin(down), T.cos(down)].map(
+      (x) => [whole(x as T.Tensor<any>), "frequency"] as const
+    ),
     "embed"
   )
   return T.merge(waves as T.Tensor<"row" | "col" | "embed">, "row", "col", "patch")

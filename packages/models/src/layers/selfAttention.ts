@@ -27,7 +27,11 @@ export type Params = {
 }
 
 /** Declares the four projections; biases of query, key and value are optional, none is decayed. */
-export const params = ({ headDim, heads, hidden }: Sizes, init: Initialisation, options: { readonly qkvBias: boolean }): Params => {
+export const params = (
+  { headDim, heads, hidden }: Sizes,
+  init: Initialisation,
+  options: { readonly qkvBias: boolean }
+): Params => {
   const into = (begin: Init.Init) => Module.param({ embed: hidden, heads, headDim }, begin)
   const bias = () => Module.param({ heads, headDim }, init.attentionBias, { decay: false })
   return {
@@ -66,11 +70,13 @@ export const attend = (
   const q = plus(T.contract(queries, p.query, "embed"), p.queryBias)
   const k = plus(T.contract(tokens, p.key, "embed"), p.keyBias)
   const v = plus(T.contract(tokens, p.value, "embed"), p.valueBias)
-  const out = (mixed: T.Tensor<"batch" | "seq" | "heads" | "headDim">) => T.add(T.contract(mixed, p.out, "heads", "headDim"), p.outBias)
+  const out = (mixed: T.Tensor<"batch" | "seq" | "heads" | "headDim">) =>
+    T.add(T.contract(mixed, p.out, "heads", "headDim"), p.outBias)
   const rate = call.train ? options.dropout : 0
   if (!options.probabilities) {
     const { key } = call
-    if (rate > 0 && key === null) return invalid("attention", "training draws random numbers; the call has no key (use Module.training)")
+    if (rate > 0 && key === null)
+      return invalid("attention", "training draws random numbers; the call has no key (use Module.training)")
     const dropout = rate > 0 ? { dropout: { rate, key: key! } } : {}
     return { value: out(T.attention(q, k, v, { query: "seq", key: "keySeq", depth: "headDim", ...dropout })) }
   }
