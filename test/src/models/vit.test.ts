@@ -262,7 +262,7 @@ describe("what training leaves out", () => {
     assert.isAtMost(still(2), 26)
   })
 
-  it("drop path and dropout keep the mean", () => {
+  it("drop path keeps the mean", () => {
     // One layer has rate 0; the last of two layers has the whole rate. A zero attention makes the MLP branch of layer 1 the only random part.
     const config = tiny({ layers: 2, dropPath: 0.3, classTokens: 0, pooling: "meanPatches", positions: "none" })
     const batch = 600
