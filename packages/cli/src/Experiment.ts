@@ -1,0 +1,100 @@
+/** What a recipe means: model, task, optimizer, schedule, precision, lengths in steps. One table per family turns names into constructors. */
+import * as Optimizer from "@tessera/core/Optimizer"
+import { adafactor } from "@tessera/core/optimizers/adafactor"
+import { adamw } from "@tessera/core/optimizers/adamw"
+import { lamb } from "@tessera/core/optimizers/lamb"
+import { lion } from "@tessera/core/optimizers/lion"
+import { sgd } from "@tessera/core/optimizers/sgd"
+import * as Precision from "@tessera/core/Precision"
+import * as Schedule from "@tessera/core/Schedule"
+import type * as Step from "@tessera/core/Step"
+import * as Strategy from "@tessera/core/Strategy"
+import * as Tasks from "@tessera/core/Tasks"
+import * as Vit from "@tessera/models/Vit"
+import type { Interval, Recipe } from "./Recipe.ts"
+
+const rule = ({ optimizer: o }: Recipe): Optimizer.Rule => {
+  switch (o.name) {
+    case "adamw":
+      return adamw(o)
+    case "sgd":
+      return sgd(o)
+    case "lion":
+      return lion(o)
+    case "lamb":
+      return lamb(o)
+    case "adafactor":
+      return adafactor(o)
+  }
+}
+
+/** The optimizer with clipping, decay and averaging. */
+export const optimizer = (recipe: Recipe): Optimizer.Optimizer =>
+  Optimizer.make(rule(recipe), {
+    decay: recipe.optimizer.weightDecay,
+    clip: recipe.clip === null ? null : { maxNorm: recipe.clip, formula: recipe.clipFormula },
+    ema: recipe.ema === null ? null : { decay: recipe.ema },
+    ...(recipe.optimizer.decay === "all" ? { decayMask: Optimizer.decayAll } : {})
+  })
+
+/** Learning rates over `total` steps. */
+export const schedule = (recipe: Recipe, total: number): Schedule.Schedule => {
+  const { optimizer: o, schedule: s } = recipe
+  const base = o.learningRate
+  switch (s.name) {
+    case "constant":
+      return Schedule.constant(base)
+    case "linear":
+      return Schedule.linear({ ...s, base, total })
+    case "cosine":
+      return Schedule.cosine({ ...s, base, total })
+    case "rsqrt":
+      return Schedule.rsqrt({ ...s, base, total })
+    case "nemoCosine":
+      return Schedule.nemoCosine({ ...s, base, total })
+    case "optaxWarmupCosine":
+      return Schedule.optaxWarmupCosine({ ...s, peak: base, total })
+  }
+}
+
+export const precision = (recipe: Recipe): Precision.Precision => Precision.all[recipe.precision]!
+
+const strategy = (recipe: Recipe): Strategy.Strategy => ({
+  ...Strategy.single,
+  microbatches: recipe.microbatches,
+  recompute: { kind: recipe.recompute ? "full" : "none" }
+})
+
+/** Steps of the whole run. */
+export const totalSteps = (recipe: Recipe, stepsPerEpoch: number): number =>
+  recipe.steps ?? Math.max(1, Math.round(recipe.epochs * stepsPerEpoch))
+
+/** Steps between two events; null where there is none before the end. */
+export const interval = (every: Interval, stepsPerEpoch: number): number | null =>
+  every === "end" ? null : every === "epoch" ? stepsPerEpoch : every
+
+/** The classification task of the recipe at a batch size. */
+export const task = (recipe: Recipe, batchSize: number, soft: boolean) =>
+  Tasks.classification(Vit.classifier(recipe.model), {
+    batchSize,
+    height: recipe.model.imageSize.height,
+    width: recipe.model.imageSize.width,
+    channels: recipe.model.channels,
+    classes: recipe.data.classes,
+    // Mixed targets are smoothed when they are mixed.
+    smoothing: soft ? 0 : recipe.labelSmoothing,
+    soft
+  })
+
+/** Everything that the step is compiled from. */
+export const config = (recipe: Recipe, soft: boolean) => {
+  const { batch, loss, params } = task(recipe, recipe.batchSize, soft)
+  return {
+    params,
+    loss,
+    batch,
+    optimizer: optimizer(recipe),
+    precision: precision(recipe),
+    strategy: strategy(recipe)
+  } satisfies Step.Config<typeof params, typeof batch>
+}

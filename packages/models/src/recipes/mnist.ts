@@ -1,0 +1,36 @@
+/**
+ * The quickstart: a small vision transformer on the 60,000 digits of MNIST, or on any idx data of that size.
+ *
+ * Command: tessera quickstart, or tessera train mnist
+ * Expected: at least 98.0 % of the 10,000 test pictures right
+ * Time: under a minute on 2 cores with AVX-512
+ */
+export const mnist = {
+  name: "mnist",
+  description: "A small vision transformer on MNIST",
+  model: {
+    imageSize: { height: 28, width: 28 },
+    patch: 4,
+    channels: 1,
+    hidden: 64,
+    mlp: 192,
+    heads: 4,
+    layers: 4,
+    pooling: "meanPatches",
+    classTokens: 0
+  },
+  data: {
+    train: "mnist",
+    test: "mnist",
+    classes: 10,
+    normalization: "mnist",
+    augmentation: { crop: "pad", padding: 2 }
+  },
+  batchSize: 128,
+  epochs: 5,
+  optimizer: { name: "adamw", learningRate: 2e-3, weightDecay: 0.05, b2: 0.98 },
+  schedule: { name: "cosine", warmup: 150 },
+  precision: "f32",
+  clip: 1,
+  seed: 1
+} as const
