@@ -2,7 +2,7 @@
 // reads and writes elements of any type as numbers.
 import { execFile } from "node:child_process"
 import { createHash } from "node:crypto"
-import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync } from "node:fs"
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync } from "node:fs"
 import { createRequire } from "node:module"
 import { availableParallelism } from "node:os"
 import { join } from "node:path"
@@ -63,6 +63,7 @@ const compile = async (isa: string): Promise<string> => {
   const linked = join(objects, "library.so")
   await run("c++", ["-shared", "-pthread", ...readdirSync(objects).map((name) => join(objects, name)), "-o", linked])
   renameSync(linked, library)
+  rmSync(objects, { recursive: true })
   return library
 }
 
