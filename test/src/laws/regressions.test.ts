@@ -53,6 +53,13 @@ describe("derivatives", () => {
     assert.strictEqual(gradient.data[0], 11)
   })
 
+  it("merging with an empty axis", () => {
+    const x = input(f32({ outer: 2, inner: 0 })) as Tensor<"outer" | "inner">
+    const loss = T.sum(T.merge(x, "outer", "inner", "merged"), "merged")
+    const gradient = gradients([x], loss, [Host.make(x.type.axes, "f32", [])])
+    assert.isTrue(Axis.equal(gradient.axes, x.type.axes))
+  })
+
   it("integers owe nothing: what made them needs no derivative", () => {
     const [x, ids] = [input(f32({})), input({ axes: Axis.list({ seq: 3 }), dtype: "i32" })]
     const largest = T.max(ids as Tensor<"seq", "int">, "seq")

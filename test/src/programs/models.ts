@@ -156,14 +156,13 @@ const trainingStep = (): Example => {
   const moments = [0, 1].map(() => parameters.map((p) => input(p.type, "optimizer")))
   const scalars = input({ axes: Axis.list({ scalar: 4 }), dtype: "f32" })
   const gradients = step.outputs.slice(-count)
-  const updates = parameters.flatMap((p, i) =>
-    build(
-      all.adamw,
-      [p, gradients[i]!, moments[0]![i]!, moments[1]![i]!, scalars],
-      { b1: 0.9, b2: 0.99, epsilon: 1e-8, decay: 0.05 },
-      ["parameter", "optimizer", "optimizer"]
-    )
-  )
+  // Updates run in the optimizer's layout, whatever that is.
+  const there = (x: AnyTensor) => T.place(x, "optimizer")
+  const updates = parameters.flatMap((p, i) => {
+    const operands = [there(p), there(gradients[i]!), moments[0]![i]!, moments[1]![i]!, there(scalars)]
+    const [next, m, v] = build(all.adamw, operands, { b1: 0.9, b2: 0.99, epsilon: 1e-8, decay: 0.05 }, "optimizer")
+    return [T.place(next!, "parameter"), m!, v!]
+  })
   const body: Body = Program.body([...step.inputs, ...moments.flat(), scalars], [step.outputs[0]!, ...updates])
   return {
     name: "training step",

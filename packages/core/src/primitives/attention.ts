@@ -1,6 +1,6 @@
 /** Exact softmax attention as one equation each way. Kernels never hold the matrix of scores. */
 import * as Axis from "../Axis.ts"
-import { invalid, NotDifferentiable, refuse } from "../Errors.ts"
+import { invalid, NotDifferentiable, refuse, UnknownAxis } from "../Errors.ts"
 import type { AnyTensor, Primitive, Tensor, TensorType } from "../Node.ts"
 import * as Random from "../Random.ts"
 import { add, cast, constant, contractP, div, mul, scale, sub, sum } from "./algebra.ts"
@@ -88,6 +88,24 @@ const scoresOf = (q: AnyTensor, k: AnyTensor, p: AttentionParams, mask: Mask | n
   return mask === null ? scores : select(mask, scores, constant(-Infinity))
 }
 
+/** Operands agree about sizes and have the axes that the parameters name. */
+const agree = (xs: ReadonlyArray<AnyTensor>, p: AttentionParams): void => {
+  Axis.inOrder(
+    "attention",
+    xs.map((x) => x.type.axes)
+  )
+  const needed = [
+    [p.query, p.depth],
+    [p.key, p.depth],
+    [p.key, p.depth]
+  ]
+  needed.forEach((names, i) => {
+    const present = Axis.names(xs[i]!.type.axes)
+    const axis = names.find((name) => !present.includes(name))
+    if (axis !== undefined) refuse(new UnknownAxis({ operation: "attention", axis, present, problem: "no such axis" }))
+  })
+}
+
 const flops = (times: number) => (types: ReadonlyArray<TensorType>, _out: unknown, p: AttentionParams) => {
   const pairs = Axis.count(types[0]!.axes) * Axis.find(types[1]!.axes, p.key)!.size
   return { contraction: times * 2 * pairs, other: 5 * (pairs / Math.max(1, Axis.find(types[0]!.axes, p.depth)!.size)) }
@@ -97,6 +115,7 @@ const flops = (times: number) => (types: ReadonlyArray<TensorType>, _out: unknow
 export const attentionP: Primitive<"attention", AttentionParams> = composite(
   "attention",
   ([q, k, v, ...rest], p) => {
+    agree([q!, k!, v!], p)
     const e = extras(rest, p)
     const scores = scoresOf(q!, k!, p, visible(q!, k!, p, e))
     // The maximum cancels, so its derivative is not needed.
@@ -140,6 +159,7 @@ export const attentionP: Primitive<"attention", AttentionParams> = composite(
 export const attentionBackwardP: Primitive<"attentionBackward", AttentionParams> = composite(
   "attentionBackward",
   ([q, k, v, out, lse, dOut, ...rest], p) => {
+    agree([q!, k!, v!, out!, lse!, dOut!], p)
     const e = extras(rest, p)
     const scores = scoresOf(q!, k!, p, visible(q!, k!, p, e))
     const unseen = equal(lse as T, constant(-Infinity))

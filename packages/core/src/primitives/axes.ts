@@ -6,7 +6,7 @@ import { invalid, refuse, UnknownAxis } from "../Errors.ts"
 import type { HostArray } from "../HostArray.ts"
 import * as Host from "../HostArray.ts"
 import type { AnyTensor, Primitive, Tensor, TensorType } from "../Node.ts"
-import { reduceTo } from "./algebra.ts"
+import { reduceTo, zeros } from "./algebra.ts"
 import { emit1, sameDType } from "./emit.ts"
 
 const free = () => ({ contraction: 0, other: 0 })
@@ -125,16 +125,13 @@ export const mergeP: Primitive<"merge", { readonly axis: string; readonly outer:
   },
   vjp: {
     kind: "short",
-    pullback: ([c], [x], _o, p) => [
-      isFloat(x!)
-        ? emit1(splitP, [c!], {
-            axis: p.axis,
-            outer: p.outer,
-            inner: p.inner,
-            size: Axis.find(x!.type.axes, p.inner)!.size
-          })
-        : null
-    ]
+    pullback: ([c], [x], _o, p) => {
+      if (!isFloat(x!)) return [null]
+      const { size } = Axis.find(x!.type.axes, p.inner)!
+      // An empty inner part leaves no trace to split by.
+      if (size === 0) return [zeros(x!.type, c!.role)]
+      return [emit1(splitP, [c!], { axis: p.axis, outer: p.outer, inner: p.inner, size })]
+    }
   },
   partition: { kind: "byName", linear: [[0]], same: (p) => ({ [p.axis]: p.outer }), whole: (p) => [p.inner] },
   flops: free,

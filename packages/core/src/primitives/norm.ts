@@ -64,6 +64,11 @@ export const normBackwardP: Primitive<"normBackward", NormParams> = composite(
   "normBackward",
   ([input, mean, rstd, cotangent, gamma, beta], p) => {
     const [x, dy, k] = [wide(input!), wide(cotangent!), rstd as T]
+    // Also of what is not read: the mean of rms, the values of beta.
+    Axis.inOrder(
+      "normBackward",
+      [input!, mean!, rstd!, cotangent!, ...(gamma ? [gamma] : []), ...(beta ? [beta] : [])].map((t) => t.type.axes)
+    )
     const h = normalised(x, p.kind === "layer" ? (mean as T) : null, k)
     const w = gamma === undefined ? dy : mul(dy, wide(gamma))
     const along = over(mul(w, h), p.axis)
