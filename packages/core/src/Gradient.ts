@@ -1,5 +1,6 @@
 /** Reverse-mode derivatives of programs. Gradients are defined on the single-device program and partitioned with it. */
 import * as Axis from "./Axis.ts"
+import * as DType from "./DType.ts"
 import { kindOf } from "./DType.ts"
 import { NotDifferentiable, refuse } from "./Errors.ts"
 import type { AnyTensor, Body, Pullback } from "./Node.ts"
@@ -132,6 +133,14 @@ export const split = (body: Body): SplitVjp => {
   for (const e of equations) {
     if (e.inputs.every((x) => closed.has(x))) for (const o of e.outputs) closed.add(o)
   }
+  // Random bits, masks and what is made of nothing else: cheaper to draw again than to keep.
+  const discrete = new Set<AnyTensor>()
+  for (const e of body.equations) {
+    if (e.primitive.precision !== "exact" && e.primitive.precision !== "pointwise") continue
+    if (e.inputs.every((x) => DType.kindOf(x.type.dtype) !== "float" || discrete.has(x) || x.type.axes.length === 0)) {
+      for (const o of e.outputs) discrete.add(o)
+    }
+  }
   const residuals = new Set<AnyTensor>()
   const used = new Set<AnyTensor>()
   const seen = new Set<AnyTensor>()
@@ -141,7 +150,7 @@ export const split = (body: Body): SplitVjp => {
     if (seen.has(x)) continue
     seen.add(x)
     if (free.has(x)) used.add(x)
-    else if (fromCotangent.has(x) || closed.has(x) || rebuilt(x, free)) stack.push(...x.equation!.inputs)
+    else if (fromCotangent.has(x) || closed.has(x) || discrete.has(x) || rebuilt(x, free)) stack.push(...x.equation!.inputs)
     else residuals.add(x)
   }
   return { outputs, cotangents, inputCotangents, residuals: [...residuals], used }

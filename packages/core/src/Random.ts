@@ -4,7 +4,7 @@
  */
 import * as Axis from "./Axis.ts"
 import type { AnyTensor, Tensor } from "./Node.ts"
-import { add, cast, constant, mul, scale, shift } from "./primitives/algebra.ts"
+import { add, broadcast, cast, constant, mul, scale, shift } from "./primitives/algebra.ts"
 import { iota } from "./primitives/index.ts"
 import { cos, div256, equal, less, log, not, randomBits, select, sqrt } from "./primitives/pointwise.ts"
 
@@ -54,7 +54,8 @@ export const bits = (key: Key, axes: Axis.Axes): Word<string> => {
     element = add(element, mul(iota(axis.name, axis.size, "u32"), word(stride >>> 0)))
   }
   const example = (key.example ?? word(0)) as Word<string>
-  return randomBits(key.seed, key.stream, example, element)
+  // In the memory order asked for, or a mask would turn what it is applied to.
+  return randomBits(key.seed, key.stream, example, broadcast(element, axes))
 }
 
 /** Uniform in [0, 1) with 24 bits: `(word >> 8) * 2^-24`. */

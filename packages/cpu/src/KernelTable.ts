@@ -12,7 +12,6 @@ import { emitConcat, emitCumsum, emitLookup, emitPad, emitScatterAdd, emitUpdate
 import * as Nest from "./emit/nest.ts"
 import { emitPointwise, isPointwise } from "./emit/pointwise.ts"
 import { emitCrossEntropy, emitCrossEntropyBackward, emitNorm, emitNormBackward } from "./emit/rows.ts"
-import { emitAdamw } from "./emit/update.ts"
 
 type Emitter = (
   e: Equation,
@@ -28,8 +27,7 @@ const composites: Readonly<Record<string, Emitter>> = {
   attention: emitAttention,
   attentionBackward: emitAttention,
   crossEntropy: emitCrossEntropy,
-  crossEntropyBackward: emitCrossEntropyBackward,
-  adamw: emitAdamw
+  crossEntropyBackward: emitCrossEntropyBackward
 }
 
 const core: Readonly<Record<string, Emitter>> = {

@@ -17,7 +17,8 @@ const held = (dtype: DType.DType, value: number): number =>
 export const disagreement = (
   expected: Host.HostArray,
   found: Host.HostArray,
-  operands: ReadonlyArray<Host.HostArray> = []
+  operands: ReadonlyArray<Host.HostArray> = [],
+  tolerance = relative[expected.dtype] ?? 0
 ): string | null => {
   if (expected.dtype !== found.dtype) return `dtype ${found.dtype}, expected ${expected.dtype}`
   if (!Axis.equal(expected.axes, found.axes))
@@ -33,7 +34,7 @@ export const disagreement = (
   for (let i = 0; i < expected.data.length; i++) {
     const [a, b] = [held(expected.dtype, expected.data[i]!), other.data[i]!]
     if (a === b || (Number.isNaN(a) && Number.isNaN(b))) continue
-    const within = isFloat && Math.abs(a - b) <= relative[expected.dtype]! * Math.max(Math.abs(a), scale)
+    const within = isFloat && Math.abs(a - b) <= tolerance * Math.max(Math.abs(a), scale)
     if (!within) return `element ${i}: ${b}, expected ${a}`
   }
   return null
