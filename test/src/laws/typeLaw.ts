@@ -189,7 +189,19 @@ const kinds: Readonly<Record<string, ReadonlyArray<DType.DType | null>>> = {
   scatterAdd: [null, "i32", "i32"],
   updateSlice: [null, null, "i32"]
 }
-const floatsOnly = ["exp", "expm1", "log", "tanh", "sqrt", "erf", "sigmoid", "sin", "cos", "floor", "contract"]
+const floatsOnly: ReadonlySet<string> = new Set([
+  "exp",
+  "expm1",
+  "log",
+  "tanh",
+  "sqrt",
+  "erf",
+  "sigmoid",
+  "sin",
+  "cos",
+  "floor",
+  "contract"
+])
 
 /** An operand of the wrong storage type: refused as such. */
 export const dtypeProblem =
@@ -199,7 +211,7 @@ export const dtypeProblem =
     const swaps: Array<readonly [operand: number, dtype: DType.DType]> = []
     for (const i of sameTypes[name] ?? []) swaps.push([i, s.types[i]!.dtype === "f16" ? "bf16" : "f16"])
     kinds[name]?.forEach((dtype, i) => dtype !== null && swaps.push([i, "f32"]))
-    if (floatsOnly.includes(name)) s.types.forEach((_, i) => swaps.push([i, "i32"]))
+    if (floatsOnly.has(name)) s.types.forEach((_, i) => swaps.push([i, "i32"]))
     for (const [i, dtype] of swaps) {
       const types = s.types.map((t, j) => (j === i ? { ...t, dtype } : t))
       const error = refusal(use(primitive ?? s.primitive, types, s.params))

@@ -26,6 +26,17 @@ const bit = (mask: number, i: number) => ((mask >> i) & 1) === 1
 const some = { sizes: sizes(4), mask: upTo(15), at: upTo(3) }
 const someFilled = { ...some, sizes: sizes(4, 4000, 1) }
 
+/** Halves sizes until no subset has more elements than `most`. */
+const within = (given: ReadonlyArray<number>, masks: ReadonlyArray<number>, most: number): ReadonlyArray<number> => {
+  const all = [...given]
+  for (;;) {
+    const large = masks.find((mask) => all.reduce((n, size, i) => (bit(mask, i) ? n * Math.max(1, size) : n), 1) > most)
+    if (large === undefined) return all
+    const at = all.reduce((best, size, i) => (bit(large, i) && (best < 0 || size > all[best]!) ? i : best), -1)
+    all[at] = Math.ceil(all[at]! / 2)
+  }
+}
+
 const identity = (primitive: AnyPrimitive, params: unknown) =>
   define(primitive, { sizes: sizes(4), mask: upTo(15), dtype: anyType }, (s, d) => ({
     params,
@@ -77,7 +88,7 @@ export const axes = {
   contract: define(
     all.contract,
     {
-      sizes: sizes(5, 20_000),
+      sizes: sizes(5, 300_000),
       // Of every axis: 0 neither, 1 left, 2 right, 3 both; 4..6 the same and summed over.
       where: always(fc.array(fc.integer({ min: 0, max: 6 }), { minLength: 5, maxLength: 5 })),
       dtype: dtypes(),
@@ -86,10 +97,13 @@ export const axes = {
     (s, d) => {
       const members = (side: number) =>
         s.where.reduce((mask, w, i) => (((w > 3 ? w - 3 : w) & side) !== 0 ? mask | (1 << i) : mask), 0)
+      const [left, right] = [members(1), members(2)]
+      const out = s.where.reduce((mask, w, i) => (w > 0 && w < 4 ? mask | (1 << i) : mask), 0)
+      const limited = within(s.sizes, [left, right, out], 4000)
       const over = d.shuffle(s.where.flatMap((w, i) => (w > 3 ? [nameOf(i)] : [])))
       return {
         params: { over, dtype: s.wide ? "f32" : s.dtype },
-        arrays: [1, 2].map((side) => d.floats(d.axes(subset(s.sizes, members(side))), s.dtype, around(2)))
+        arrays: [left, right].map((mask) => d.floats(d.axes(subset(limited, mask)), s.dtype, around(2)))
       }
     }
   ),
@@ -97,19 +111,23 @@ export const axes = {
     params: { from: nameOf(s.at), to: s.same === 9 ? nameOf(s.at) : "otherName" },
     arrays: [d.values(d.axes(subset(s.sizes, s.mask | (1 << s.at))), s.dtype)]
   })),
-  split: define(all.split, { ...some, inner: upTo(9, 1), keep: upTo(2), dtype: anyType }, (s, d) => {
-    const name = nameOf(s.at)
-    const given = { ...subset(s.sizes, s.mask), [name]: part(s.sizes[s.at]!, 500) * s.inner }
-    return {
-      params: {
-        axis: name,
-        outer: s.keep === 1 ? name : "outerPart",
-        inner: s.keep === 2 ? name : "innerPart",
-        size: s.inner
-      },
-      arrays: [d.values(d.axes(given), s.dtype)]
+  split: define(
+    all.split,
+    { ...some, sizes: sizes(4, 900), inner: upTo(9, 1), keep: upTo(2), dtype: anyType },
+    (s, d) => {
+      const name = nameOf(s.at)
+      const given = { ...subset(s.sizes, s.mask), [name]: part(s.sizes[s.at]!, 500) * s.inner }
+      return {
+        params: {
+          axis: name,
+          outer: s.keep === 1 ? name : "outerPart",
+          inner: s.keep === 2 ? name : "innerPart",
+          size: s.inner
+        },
+        arrays: [d.values(d.axes(given), s.dtype)]
+      }
     }
-  }),
+  ),
   merge: define(all.merge, { ...some, keep: upTo(2), dtype: anyType }, (s, d) => {
     const [outer, inner] = [nameOf(s.at), nameOf((s.at + 1) % 4)]
     const mask = s.mask | (1 << s.at) | (1 << ((s.at + 1) % 4))
@@ -143,7 +161,7 @@ export const axes = {
   concat: define(
     all.concat,
     {
-      sizes: sizes(3, 1000),
+      sizes: sizes(3, 100),
       parts: (o: Options) =>
         fc.array(fc.tuple(o.smooth ? upTo(3)() : upTo(17)(), upTo(7)()), { minLength: 1, maxLength: 4 }),
       sameName: flag,
@@ -162,7 +180,7 @@ export const axes = {
   lookup: define(
     all.lookup,
     {
-      sizes: sizes(4, 1000),
+      sizes: sizes(4, 250),
       table: upTo(15),
       ids: upTo(15),
       rows: sizes(1, 70),
@@ -190,7 +208,7 @@ export const axes = {
   scatterAdd: define(
     all.scatterAdd,
     {
-      sizes: sizes(4, 1000),
+      sizes: sizes(4, 250),
       x: upTo(15),
       ids: upTo(15),
       reduced: upTo(15),

@@ -44,12 +44,12 @@ const norm = (s: NormSpec, d: Draw): Case => {
 }
 
 const attentionFields = {
-  shared: (o: Options) => sizes(2, o.smooth ? 4 : 12)(o),
+  shared: (o: Options) => sizes(2, o.smooth ? 4 : 6)(o),
   groups: upTo(3, 1),
   mask: upTo(7),
-  queries: sizes(1, 40),
-  keys: sizes(1, 40),
-  depth: upTo(20, 1),
+  queries: sizes(1, 35),
+  keys: sizes(1, 35),
+  depth: upTo(17, 1),
   causal: flag,
   offset: upTo(4, -4),
   segments: flag,
