@@ -10,6 +10,8 @@ import { packages, root } from "./sources.ts"
 interface Station {
   readonly name: string
   readonly command: ReadonlyArray<string>
+  /** What of the output belongs on the station's line. */
+  readonly counts?: RegExp
 }
 
 interface Outcome extends Station {
@@ -26,17 +28,29 @@ const inspections: ReadonlyArray<Station> = [
   ...packages.map((name) => ({
     name: `effect ${name}`,
     command: [
-      "effect-tsgo", "diagnostics", "--project", `packages/${name}/tsconfig.json`, "--strict",
-      "--severity", "error,warning", "--format", "text"
+      "effect-tsgo",
+      "diagnostics",
+      "--project",
+      `packages/${name}/tsconfig.json`,
+      "--strict",
+      "--severity",
+      "error,warning",
+      "--format",
+      "text"
     ]
   })),
   { name: "format", command: ["oxfmt", "--check", "."] },
-  { name: "house rules", command: node("tools/rules.ts") }
+  { name: "house rules", command: node("tools/rules.ts"), counts: /^\d+ files, .*$/m }
 ]
+const testCounts = /(?<=^\s+Tests\s+)\S.*$/m
 // The tests build the packages too, so they wait for the compiler; vitest brings its own two workers.
 const tests: ReadonlyArray<Station> = [
-  { name: "tests", command: ["vitest", "run", "--exclude", "test/src/docs/**"] },
-  { name: "documentation", command: ["vitest", "run", "test/src/docs"] }
+  { name: "tests", command: ["vitest", "run", "--exclude", "test/src/docs/**"], counts: testCounts },
+  {
+    name: "documentation",
+    command: ["vitest", "run", "--reporter", "verbose", "test/src/docs"],
+    counts: /\d+ documents call|\d+ ts blocks and \d+ examples|\d+ commands/g
+  }
 ]
 
 const running = new Map<string, ChildProcess>()
@@ -62,18 +76,24 @@ const perform = (station: Station) =>
       cwd: root,
       detached: true,
       stdio: ["ignore", "pipe", "pipe"],
-      env: { ...process.env, NO_COLOR: "1", PATH: [join(root, "node_modules/.bin"), process.env["PATH"]].join(delimiter) }
+      env: {
+        ...process.env,
+        NO_COLOR: "1",
+        PATH: [join(root, "node_modules/.bin"), process.env["PATH"]].join(delimiter)
+      }
     })
     let output = ""
     child.stdout.setEncoding("utf8").on("data", (text: string) => (output += text))
     child.stderr.setEncoding("utf8").on("data", (text: string) => (output += text))
     running.set(station.name, child)
     status()
-    const end = (ok: boolean, note: string) => {
+    const end = (ok: boolean, why: string) => {
       if (!running.delete(station.name)) return
       const seconds = since(from)
-      say(`${ok ? "ok  " : "FAIL"} ${clock(seconds)}  ${station.name}`)
-      resolve({ ...station, ok, seconds, output: output + note })
+      const counts = station.counts === undefined ? [] : (output.match(station.counts) ?? [])
+      const note = counts.length === 0 ? "" : `: ${counts.join(", ").replace(" call", "")}`
+      say(`${ok ? "ok  " : "FAIL"} ${clock(seconds)}  ${station.name}${note}`)
+      resolve({ ...station, ok, seconds, output: output + why })
     }
     child.on("error", (cause) => end(false, `${program}: ${cause.message}\n`))
     child.on("close", (code, signal) => end(code === 0, signal === null ? "" : `ended by ${signal}\n`))
@@ -110,5 +130,7 @@ for (const { command, name, output } of failed) {
   const shown = command.map((word) => (word === process.execPath ? "node" : word)).join(" ")
   console.log(`\n==== ${name}: ${shown}\n${output.trimEnd()}`)
 }
-console.log(`\n${outcomes.length - failed.length} of ${outcomes.length} stations passed in ${since(started).toFixed(0)} s${fast ? " (no tests: --fast)" : ""}`)
+console.log(
+  `\n${outcomes.length - failed.length} of ${outcomes.length} stations passed in ${since(started).toFixed(0)} s${fast ? " (no tests: --fast)" : ""}`
+)
 process.exitCode = failed.length === 0 ? 0 : 1

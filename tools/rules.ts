@@ -20,7 +20,8 @@ const layers: Readonly<Record<string, ReadonlyArray<string>>> = {
 
 /** Files outside the command line that may read the clock or the environment, and why. */
 const impure: Readonly<Record<string, string>> = {
-  "packages/cpu/src/NativeLibrary.ts": "XDG_CACHE_HOME decides where compiled kernels lie; a unique name for the build folder"
+  "packages/cpu/src/NativeLibrary.ts":
+    "XDG_CACHE_HOME decides where compiled kernels lie; a unique name for the build folder"
 }
 
 const lineLimit = 500
@@ -60,7 +61,10 @@ const patternRules = (pkg: string, path: string, text: string): ReadonlyArray<Fi
   const impurity =
     pkg === "cli" || path in impure
       ? []
-      : all(/\bDate\.now\b|\bprocess\.env\b|\bnew Date\(\)|\bMath\.random\b/g, (found) => `${found} outside the command line`)
+      : all(
+          /\bDate\.now\b|\bprocess\.env\b|\bnew Date\(\)|\bMath\.random\b/g,
+          (found) => `${found} outside the command line`
+        )
   return [...impurity, ...all(/^export default\b/gm, () => "no default exports")]
 }
 
@@ -92,7 +96,8 @@ for (const path of files("{test/src,examples,bench,tools}/**/*.ts")) {
   }
 }
 for (const path of Object.keys(impure)) {
-  if (files(path).length === 0) errors.push({ path: "tools/rules.ts", line: 1, text: `${path} does not exist any more` })
+  if (files(path).length === 0)
+    errors.push({ path: "tools/rules.ts", line: 1, text: `${path} does not exist any more` })
 }
 
 const print = (kind: string) => (f: Finding) => console.log(`${f.path}:${f.line}: ${kind}: ${f.text}`)

@@ -22,15 +22,17 @@ export interface Import {
   readonly typeOnly: boolean
 }
 
-const statement = /^\s*(import|export)\b(?!\s*(?:const|function|class|interface|default)\b)([^"'`;()=]*?)(?:\bfrom\s*)?["']([^"']+)["']/gm
+const statement =
+  /^\s*(import|export)\b(?!\s*(?:const|function|class|interface|default)\b)([^"'`;()=]*?)(?:\bfrom\s*)?["']([^"']+)["']/gm
 const dynamic = /\bimport\(\s*["']([^"']+)["']\s*\)/g
 
 const blank = (text: string) => text.replaceAll(/[^\n]/g, " ")
 
 /** The same text with comments blanked out; line numbers stay. */
 export const withoutComments = (text: string): string =>
-  text.replaceAll(/("(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|`(?:\\.|[^`\\])*`)|\/\*[\s\S]*?\*\/|\/\/[^\n]*/g, (all, literal) =>
-    literal === undefined ? blank(all) : all
+  text.replaceAll(
+    /("(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|`(?:\\.|[^`\\])*`)|\/\*[\s\S]*?\*\/|\/\/[^\n]*/g,
+    (all, literal) => (literal === undefined ? blank(all) : all)
   )
 
 export const lineOf = (text: string, index: number): number => text.slice(0, index).split("\n").length
