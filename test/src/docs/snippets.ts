@@ -190,6 +190,9 @@ const help = (...command: ReadonlyArray<string>) => {
   return found
 }
 
+/** A pattern for the text itself. */
+const literal = (text: string) => text.replaceAll(/[^\w\s]/g, "\\$&")
+
 const pnpmCommands = new Set([
   "install",
   "add",
@@ -209,7 +212,7 @@ const tesseraProblem = (args: ReadonlyArray<string>): string | null => {
   const name = args[0] === undefined || args[0].startsWith("-") ? null : args[0]
   const global = help()
   if (!global.ok) return `"tessera --help" fails: ${global.text}`
-  if (name !== null && !new RegExp(`^\\s+${RegExp.escape(name)}\\b`, "m").test(global.text))
+  if (name !== null && !new RegExp(`^\\s+${literal(name)}\\b`, "m").test(global.text))
     return `tessera has no command "${name}"`
   const own = name === null ? global : help(name)
   if (!own.ok) return `"tessera ${name} --help" fails: ${own.text}`
@@ -218,7 +221,7 @@ const tesseraProblem = (args: ReadonlyArray<string>): string | null => {
     if (flag === undefined) continue
     const spellings = [flag, flag.replace(/^--no-/, "--")]
     const known = spellings.some((s) =>
-      new RegExp(`(^|[\\s,\\[(|])${RegExp.escape(s)}(?![\\w-])`, "m").test(own.text + global.text)
+      new RegExp(`(^|[\\s,\\[(|])${literal(s)}(?![\\w-])`, "m").test(own.text + global.text)
     )
     if (!known) return `"tessera ${name ?? ""}" has no flag ${flag}`
   }
