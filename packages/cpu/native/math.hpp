@@ -191,14 +191,14 @@ TESSERA_INLINE Floats reciprocal(Floats x) {
 #endif
 }
 
-// x sigmoid(2 u) is x/2 (1 + tanh u), with one division.
+// x sigmoid(2 u) is x/2 (1 + tanh u), with one division. Far below zero the value is zero, its limit at minus infinity too.
 TESSERA_INLINE Floats gelu(int kind, Floats x) {
   if (kind == geluErf) {
     Floats t = atMost(absolute(x), 20.0f);
     return atLeast(x, 0.0f) - t * normalTail(t);
   }
-  if (kind == geluTanh) return x * reciprocal(onePlusExp(x * -1.5957691216f * (1.0f + 0.044715f * x * x)));
-  return x * reciprocal(onePlusExp(-1.702f * x));
+  Floats e = kind == geluTanh ? x * -1.5957691216f * (1.0f + 0.044715f * x * x) : -1.702f * x;
+  return select(x < -50.0f, splat(0.0f), x * reciprocal(onePlusExp(e)));
 }
 TESSERA_INLINE Floats geluGradient(int kind, Floats x) {
   if (kind == geluErf) {

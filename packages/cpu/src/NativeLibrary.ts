@@ -197,6 +197,7 @@ export const load = Effect.fn("NativeLibrary.load")(function* (options: LibraryO
       const version = lib.func("int32_t ts_abi_version(void)")() as number
       if (version !== 1)
         throw new Error(`the library speaks version ${version} of its interface, this package version 1`)
+      const inFlight = new Set<RunArguments>()
       const run = lib.func(
         "int32_t ts_run(void *pool, const int64_t *plan, uint64_t words, const int64_t *bindings, uint64_t bindingCount, const int32_t *cancel, double *profile, uint64_t profileCount, int64_t *error, const void *hooks)"
       )
@@ -214,7 +215,9 @@ export const load = Effect.fn("NativeLibrary.load")(function* (options: LibraryO
         write: lib.func("void ts_memory_copy(void *to, const uint8_t *from, uint64_t bytes)"),
         read: lib.func("void ts_memory_copy(_Out_ uint8_t *to, const void *from, uint64_t bytes)"),
         run: (a) =>
-          new Promise((resolve, reject) =>
+          new Promise((resolve, reject) => {
+            // The library reads these arrays until it is done; nobody else may hold them.
+            inFlight.add(a)
             run.async(
               a.pool,
               a.plan,
@@ -226,9 +229,13 @@ export const load = Effect.fn("NativeLibrary.load")(function* (options: LibraryO
               a.profile?.length ?? 0,
               a.error,
               null,
-              (error: Error | null, status: number) => (error === null ? resolve(status) : reject(error))
+              (error: Error | null, status: number) => {
+                inFlight.delete(a)
+                if (error === null) resolve(status)
+                else reject(error)
+              }
             )
-          )
+          })
       }
     },
     catch: (e) => failed("SourceRejected", `loading ${file}: ${e instanceof Error ? e.message : String(e)}`)

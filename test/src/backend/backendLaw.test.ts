@@ -23,7 +23,9 @@ const check = async (name: PrimitiveName, runs: number, run: Run): Promise<strin
       const expected = Evaluate.runUnsafe(body, s.arrays)
       const found = await run(body, s.arrays)
       expected.forEach((e, i) => {
-        const problem = disagreement(e, found[i]!, s.arrays)
+        // Inside one kernel 16-bit values are rounded once at the end, by the evaluator after every equation.
+        const many = s.primitive.meaning.kind === "region" && e.dtype !== "f32"
+        const problem = disagreement(e, found[i]!, s.arrays, many ? 2 ** -4 : undefined)
         if (problem !== null) throw new Error(`${name}, output ${i}: ${problem}\n${Sample.print(s)}`)
       })
     }),

@@ -59,13 +59,7 @@ export const attentionPool = (
   return Module.make(declared, (p, tokens, call) => {
     const [batch, embed] = ["batch", "embed"].map((name) => Axis.find(tokens.type.axes, name)!)
     const probe = T.broadcast(p.probe, [batch!, Axis.make("seq", 1), embed!]) as T.AnyTensor as Tokens
-    const seen = SelfAttention.attend(
-      p.attention,
-      probe,
-      T.rename(tokens, "seq", "keySeq"),
-      { dropout: 0, probabilities: false },
-      call
-    )
+    const seen = SelfAttention.attend(p.attention, probe, tokens, { dropout: 0, probabilities: false }, call)
     const x = T.sum(seen.value, "seq")
     return T.add(x, Module.run(mlp, "mlp", p.mlp, LayerNorm.apply<"batch">(p.norm, x, options.epsilon), call))
   })

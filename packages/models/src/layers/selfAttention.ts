@@ -57,19 +57,23 @@ export interface Attended {
   readonly probabilities?: T.Tensor<"batch" | "heads" | "seq" | "keySeq">
 }
 
-/** Queries attend to tokens: `[batch, seq, embed] x [batch, keySeq, embed] -> [batch, seq, embed]`. @source arXiv:1706.03762, section 3.2.2 */
+/**
+ * Queries attend to tokens, whose positions may be others: `[batch, seq, embed] x [batch, seq, embed] -> [batch, seq, embed]`. Projected before their
+ * axis is renamed, so that the three products of self-attention share one operand and run as one.
+ * @source arXiv:1706.03762, section 3.2.2
+ */
 export const attend = (
   p: Module.Tensors<Params>,
   queries: T.Tensor<"batch" | "seq" | "embed">,
-  tokens: T.Tensor<"batch" | "keySeq" | "embed">,
+  tokens: T.Tensor<"batch" | "seq" | "embed">,
   options: Options,
   call: Module.Call
 ): Attended => {
   const plus = <A extends string>(x: T.Tensor<A>, bias: T.Tensor<"heads" | "headDim"> | undefined): T.Tensor<A> =>
     bias === undefined ? x : (T.add(x, bias) as T.AnyTensor)
   const q = plus(T.contract(queries, p.query, "embed"), p.queryBias)
-  const k = plus(T.contract(tokens, p.key, "embed"), p.keyBias)
-  const v = plus(T.contract(tokens, p.value, "embed"), p.valueBias)
+  const k = T.rename(plus(T.contract(tokens, p.key, "embed"), p.keyBias), "seq", "keySeq")
+  const v = T.rename(plus(T.contract(tokens, p.value, "embed"), p.valueBias), "seq", "keySeq")
   const out = (mixed: T.Tensor<"batch" | "seq" | "heads" | "headDim">) =>
     T.add(T.contract(mixed, p.out, "heads", "headDim"), p.outBias)
   const rate = call.train ? options.dropout : 0
@@ -92,4 +96,4 @@ export const make = (
   init: Initialisation,
   options: Options & { readonly qkvBias: boolean }
 ): Module.Module<Params, T.Tensor<"batch" | "seq" | "embed">, Attended> =>
-  Module.make(params(sizes, init, options), (p, x, call) => attend(p, x, T.rename(x, "seq", "keySeq"), options, call))
+  Module.make(params(sizes, init, options), (p, x, call) => attend(p, x, x, options, call))
