@@ -1,6 +1,8 @@
 /** House rules that no linter knows: `node tools/rules.ts`. Exit code 1 when one is broken. */
+import { realpathSync } from "node:fs"
 import { builtinModules } from "node:module"
-import { files, imports, lineOf, packages, read, withoutComments } from "./sources.ts"
+import { join } from "node:path"
+import { files, imports, lineOf, packages, read, root, withoutComments } from "./sources.ts"
 
 interface Finding {
   readonly path: string
@@ -98,6 +100,12 @@ for (const path of files("{test/src,examples,bench,tools}/**/*.ts")) {
 for (const path of Object.keys(impure)) {
   if (files(path).length === 0)
     errors.push({ path: "tools/rules.ts", line: 1, text: `${path} does not exist any more` })
+}
+
+// With two copies, the tests of one are unknown to the other: "failed to find the current suite".
+const copies = ["node_modules/vitest", "test/node_modules/vitest"].map((path) => realpathSync(join(root, path)))
+if (copies[0] !== copies[1]) {
+  errors.push({ path: "pnpm-lock.yaml", line: 1, text: `two copies of vitest: ${copies.join(" and ")}` })
 }
 
 const print = (kind: string) => (f: Finding) => console.log(`${f.path}:${f.line}: ${kind}: ${f.text}`)
