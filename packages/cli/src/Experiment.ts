@@ -53,7 +53,7 @@ export const schedule = (recipe: Recipe, total: number): Schedule.Schedule => {
     case "nemoCosine":
       return Schedule.nemoCosine({ ...s, base, total })
     case "optaxWarmupCosine":
-      return Schedule.optaxWarmupCosine({ ...s, peak: base, total })
+      return Schedule.optaxWarmupCosine({ ...s, peak: base, total: s.total ?? total })
   }
 }
 

@@ -23,8 +23,12 @@ const Augmentation = Schema.Struct({
   /** RandAugment operations a picture; 0 for none. */
   randAugment: count(0),
   randAugmentMagnitude: atLeastZero,
+  /** One of 25 policies found for ImageNet, a picture. */
+  autoAugment: Schema.Boolean,
   /** Brightness, contrast and saturation vary by this factor; 0 for none. */
   colorJitter: atLeastZero,
+  /** Hue turns by up to this part of a whole turn. */
+  hue: Schema.Finite.pipe(Schema.check(Schema.isBetween({ minimum: 0, maximum: 0.5 }))),
   /** Chance of erasing one rectangle. */
   erasing: share
 })
@@ -42,6 +46,8 @@ const Data = Schema.Struct({
   augmentation: Augmentation,
   /** How a test picture comes to its size: as it is, the shorter side resized and the middle cropped, or both sides resized. */
   evaluation: Schema.Literals(["none", "centerCrop", "resizeSquare"]),
+  /** Part of the resized side that a centre crop keeps. */
+  evaluationCrop: share,
   onBadSample: Schema.Literals(["fail", "skip"]),
   /** Threads that augment; 0 for the main thread, best for small pictures. */
   workers: count(0)
@@ -105,7 +111,9 @@ export const schedules = {
     name: Schema.Literal("optaxWarmupCosine"),
     warmup: count(0),
     initial: atLeastZero,
-    end: atLeastZero
+    end: atLeastZero,
+    /** Step at which the end is reached; null for the run's last. */
+    total: Schema.NullOr(count(1))
   })
 } as const
 
@@ -171,10 +179,13 @@ export const defaults = {
       flip: 0,
       randAugment: 0,
       randAugmentMagnitude: 9,
+      autoAugment: false,
       colorJitter: 0,
+      hue: 0,
       erasing: 0
     },
     evaluation: "none",
+    evaluationCrop: 0.875,
     onBadSample: "fail",
     workers: 0
   },
@@ -210,7 +221,7 @@ export const scheduleDefaults: Readonly<Record<string, object>> = {
   cosine: { warmup: 0, cooldown: 0, end: 0 },
   rsqrt: { warmup: 0, cooldown: 0, timescale: 10_000 },
   nemoCosine: { warmup: 0, minimum: 0 },
-  optaxWarmupCosine: { warmup: 0, initial: 0, end: 0 }
+  optaxWarmupCosine: { warmup: 0, initial: 0, end: 0, total: null }
 }
 
 const problem = (key: string, what: string, hint: string) => new RecipeError({ key, problem: what, hint })
