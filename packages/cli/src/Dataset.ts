@@ -197,3 +197,6 @@ export const evaluation = (
       batches: Stream.map(loader.batches(loader.start), (batch) => ({ ...batch, arrays: arraysOf(batch) }))
     }
   })
+
+/** Augmentation without threads, for evaluation. */
+export const onThisThread: Layer.Layer<Augmenter> = Augmenter.layerNative

@@ -109,6 +109,7 @@ export const write = Effect.fn("Gallery.write")(function* (options: {
     machine: yield* Report.machineFacts({ Backend: options.machine })
   })
   yield* fs.writeFileString(paths.report, html)
-  return validation === undefined ? summary : { ...summary, validation }
+  const result: Summary = validation === undefined ? summary : { ...summary, validation }
+  return result
 })
 
