@@ -97,7 +97,8 @@ export const fromWeights = Effect.fn("LoadedModel.fromWeights")(function* (file:
   for (const { begin, dtype, end, name, shape } of header.entries.values()) {
     if (dtype !== "F32")
       return yield* new UsageError({ problem: `${file}: tensor ${name} is ${dtype}`, hint: "layouts read F32" })
-    const part = bytes.slice(header.dataOffset + begin, header.dataOffset + end)
+    // A copy: tensors need not begin at a multiple of 4 bytes, and slices of Node's buffers share their memory.
+    const part = Uint8Array.from(bytes.subarray(header.dataOffset + begin, header.dataOffset + end))
     source[name] = { dtype, shape, data: new Float32Array(part.buffer) }
   }
   const { params } = Vit.make(recipe.model)

@@ -163,6 +163,12 @@ const report = (cause: Cause.Cause<unknown>): void => {
   if (debug) process.stderr.write(`${Cause.pretty(cause)}\n`)
 }
 
+// A reader that has seen enough (head, less) is no failure.
+process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+  if (error.code === "EPIPE") process.exit(0)
+  throw error
+})
+
 tessera.pipe(
   Command.run({ version }),
   Effect.tapCause((cause) => Effect.sync(() => report(cause))),
