@@ -83,12 +83,19 @@ const stepOf = (c: Case) => {
       } as const,
       loss: (params, b, call) => {
         const logits = vit.apply(params, b.image as Vit.Image, call)
-        const each = T.softmaxCrossEntropy(logits, b.label as T.Tensor<"batch", "int">, { classes: "classes", smoothing: 0.1 })
+        const each = T.softmaxCrossEntropy(logits, b.label as T.Tensor<"batch", "int">, {
+          classes: "classes",
+          smoothing: 0.1
+        })
         return { total: T.sum(each, "batch"), weight: T.constant(batch / c.microbatches) }
       },
       optimizer: Optimizer.make(ruleOf(c), { decay: 0.1, clip: c.clip ? { maxNorm: 0.5, formula: "megatron" } : null }),
       precision: Precision.all[c.precision]!,
-      strategy: { ...Strategy.single, microbatches: c.microbatches, recompute: c.recompute ? { kind: "full" } : { kind: "none" } }
+      strategy: {
+        ...Strategy.single,
+        microbatches: c.microbatches,
+        recompute: c.recompute ? { kind: "full" } : { kind: "none" }
+      }
     })
   )
   return { params: vit.params, step }
@@ -101,7 +108,12 @@ const firstInputs = (c: Case) => {
   const values = Evaluate.runUnsafe(Module.init(params), [Host.scalar(11, "u32")])
   const optimizer = Optimizer.make(ruleOf(c))
   const state = Evaluate.runUnsafe(Optimizer.initial(optimizer, params), [...values])
-  const wave = (axes: Axis.Axes) => Host.make(axes, "f32", Array.from({ length: Axis.count(axes) }, (_, i) => Math.fround(Math.sin(i * 1.3))))
+  const wave = (axes: Axis.Axes) =>
+    Host.make(
+      axes,
+      "f32",
+      Array.from({ length: Axis.count(axes) }, (_, i) => Math.fround(Math.sin(i * 1.3)))
+    )
   const given = step.program.inputs.length - leaves.length
   const data = [
     wave(Axis.list({ batch, row: 6, col: 9, channel: 2 })),
@@ -110,7 +122,12 @@ const firstInputs = (c: Case) => {
   ]
   const scalars = [Host.scalar(0.01), Host.scalar(1), Host.scalar(77, "u32"), Host.scalar(1)]
   const stored = (x: Host.HostArray) => Host.fromBytes(x.axes, x.dtype, Host.toBytes(x))
-  const all = [...values.map(stored), ...state.slice(0, given - data.length - scalars.length).map(stored), ...data, ...scalars]
+  const all = [
+    ...values.map(stored),
+    ...state.slice(0, given - data.length - scalars.length).map(stored),
+    ...data,
+    ...scalars
+  ]
   return { step, inputs: all, parameters: leaves.length }
 }
 
@@ -138,12 +155,16 @@ const threeSteps = (c: Case) =>
         // Adam divides by the root of the second moment: where a gradient is only rounding noise (a key's bias), the new parameter is, too.
         if (c.optimizer === "adamw" && i < parameters) continue
         // In 16 bits a gradient is known to some hundredths of the largest.
-        const problem = c.precision === "f32" ? disagreement(expected[i]!, array, [Host.scalar(1)]) : disagreement(expected[i]!, array, expected.slice(parameters, kept), 0.1)
+        const problem =
+          c.precision === "f32"
+            ? disagreement(expected[i]!, array, [Host.scalar(1)])
+            : disagreement(expected[i]!, array, expected.slice(parameters, kept), 0.1)
         if (problem !== null) return `step ${k}, output ${i}: ${problem}`
       }
       // Go on from the same state on both sides.
       ideal = ideal.map((a, i) => (i < kept ? Host.reorder(expected[i]!, a.axes) : a))
-      for (let i = 0; i < kept; i++) yield* backend.write(buffers[i]!, Host.toBytes(Host.reorder(ideal[i]!, buffers[i]!.type.axes)))
+      for (let i = 0; i < kept; i++)
+        yield* backend.write(buffers[i]!, Host.toBytes(Host.reorder(ideal[i]!, buffers[i]!.type.axes)))
       ideal = ideal.map((a) => (a.dtype === "f32" ? Host.fromBytes(a.axes, a.dtype, Host.toBytes(a)) : a))
     }
     return null
@@ -151,7 +172,10 @@ const threeSteps = (c: Case) =>
 
 describe("training steps on the native backend", () => {
   it("equal the evaluator's", { timeout: 240_000 }, async () => {
-    const run = (c: Case) => Effect.runPromise(Effect.provide(Effect.scoped(threeSteps(c)), CpuBackend.layerWith({ threads: 2, memory: "guarded" })))
+    const run = (c: Case) =>
+      Effect.runPromise(
+        Effect.provide(Effect.scoped(threeSteps(c)), CpuBackend.layerWith({ threads: 2, memory: "guarded" }))
+      )
     await fc.assert(
       fc.asyncProperty(cases, async (c) => {
         expect(await run(c)).toBeNull()
