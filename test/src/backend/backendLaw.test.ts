@@ -31,7 +31,7 @@ const check = async (name: PrimitiveName, runs: number, run: Run): Promise<strin
     }),
     { numRuns: runs }
   )
-  return details.failed ? String(details.errorInstance ?? details.error) : null
+  return details.failed ? String(details.errorInstance) : null
 }
 
 describe("the native backend means what the evaluator means", () => {
