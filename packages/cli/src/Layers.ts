@@ -33,6 +33,10 @@ const merge = (a: Raw, b: Raw): Raw => {
   return result
 }
 
+/** A layer that names a preset begins the model anew. */
+const forgetModel = (all: Raw, { model }: Raw): Raw =>
+  isRecord(model) && model["preset"] !== undefined ? { ...all, model: {} } : all
+
 /** A head, optimizer or schedule of another kind replaces the old one whole. */
 const sameKind = (a: Raw, b: Raw): boolean =>
   ["kind", "name"].every((tag) => b[tag] === undefined || a[tag] === undefined || a[tag] === b[tag])
@@ -84,14 +88,18 @@ const modelBase = (model: Raw, classes: number): Result.Result<Layer, RecipeErro
   return Result.succeed({ source: `preset ${preset}${variant === "none" ? "" : ` (${variant})`}`, values: { model: { ...config, head: fitted } } })
 }
 
-/** Writes the source of every value of a layer that is in force. */
-const trace = (provenance: Map<string, string>, { source, values }: Layer, prefix = ""): void => {
-  for (const [key, value] of Object.entries(values)) {
-    const path = prefix === "" ? key : `${prefix}.${key}`
-    if (isRecord(value)) trace(provenance, { source, values: value }, path)
-    else provenance.set(path, source)
+/** The last layer that says what is in force: for every value of the recipe. */
+const trace = (recipe: Raw, layers: ReadonlyArray<Layer>): ReadonlyMap<string, string> => {
+  const provenance = new Map<string, string>()
+  const walk = (value: unknown, path: string): void => {
+    if (isRecord(value)) for (const [key, inner] of Object.entries(value)) walk(inner, path === "" ? key : `${path}.${key}`)
+    else provenance.set(path, layers.findLast(({ values }) => same(at(values, path), value))?.source ?? "default")
   }
+  walk(recipe, "")
+  return provenance
 }
+
+const same = (a: unknown, b: unknown): boolean => a !== undefined && JSON.stringify(a) === JSON.stringify(b)
 
 /** `model: "B/16"` is short for `model: { preset: "B/16" }`. */
 const expanded = (layer: Layer): Layer =>
@@ -105,7 +113,7 @@ export const resolve = (given: ReadonlyArray<Layer>): Result.Result<Resolved, Re
     const layers = given.map(expanded)
     const unknown = layers.flatMap(({ values }) => unknownKeys(values))[0]
     if (unknown !== undefined) return yield* Result.fail(unknown)
-    const asked = layers.reduce<Raw>((all, { values }) => merge(all, values), {})
+    const asked = layers.reduce<Raw>((all, { values }) => merge(forgetModel(all, values), values), {})
     const record = (key: string): Raw => (isRecord(asked[key]) ? asked[key] : {})
     const named = (key: string, table: Readonly<Record<string, object>>, first: string) => {
       const { name = first } = record(key)
@@ -115,21 +123,18 @@ export const resolve = (given: ReadonlyArray<Layer>): Result.Result<Resolved, Re
     }
     const { classes } = record("data")
     const model = yield* modelBase(record("model"), typeof classes === "number" ? classes : 1000)
-    const all = [
+    const below = [
       { source: "default", values: Recipe.defaults },
       yield* named("optimizer", Recipe.optimizerDefaults, "adamw"),
       yield* named("schedule", Recipe.scheduleDefaults, "cosine"),
-      model,
-      ...layers
+      model
     ]
-    const { model: merged, ...rest } = all.reduce<Raw>((values, layer) => merge(values, layer.values), {})
+    const { model: merged, ...rest } = merge(below.reduce<Raw>((values, layer) => merge(values, layer.values), {}), asked)
     const { preset: _preset, variant: _variant, ...fields } = isRecord(merged) ? merged : {}
     const decoded = yield* decode({ ...rest, model: fields })
     const [wrong] = Recipe.problems(decoded)
     if (wrong !== undefined) return yield* Result.fail(wrong)
-    const provenance = new Map<string, string>()
-    for (const layer of all) trace(provenance, layer)
-    return { recipe: decoded, provenance }
+    return { recipe: decoded, provenance: trace(decoded, [...below, ...layers]) }
   })
 
 const decode = (values: Raw): Result.Result<Recipe.Recipe, RecipeError> =>

@@ -24,16 +24,7 @@ export interface ExplainInput extends Backends.BackendOptions {
 
 /** Every value with the layer it came from. */
 const configuration = ({ provenance, recipe }: Resolved) =>
-  factsOf(recipe).map(([key, value]) => ({ key, value, source: sourceOf(provenance, key) }))
-
-const sourceOf = (provenance: ReadonlyMap<string, string>, key: string): string => {
-  const parts = key.split(".")
-  for (let n = parts.length; n > 0; n--) {
-    const found = provenance.get(parts.slice(0, n).join("."))
-    if (found !== undefined) return found
-  }
-  return "default"
-}
+  factsOf(recipe).map(([key, value]) => ({ key, value, source: provenance.get(key) ?? "default" }))
 
 const bytesText = (bytes: number): string =>
   bytes >= 2 ** 30 ? `${(bytes / 2 ** 30).toFixed(2)} GiB` : bytes >= 2 ** 20 ? `${(bytes / 2 ** 20).toFixed(1)} MiB` : `${(bytes / 1024).toFixed(1)} KiB`
