@@ -84,8 +84,30 @@ const noCompiler = (compiler: string) =>
     `the kernels are compiled once by the system's C++ compiler, and "${compiler}" was not found; install one (Debian, Ubuntu: "apt-get install g++"; Fedora: "dnf install gcc-c++") or run with --backend reference`
   )
 
+/** A lock older than this was left by a process that died. */
+const staleMilliseconds = 180_000
+
+/** Takes the lock, or waits until whoever holds it has built the library or is gone. */
+const waitForOthers = (target: string, lock: string) =>
+  attempt("SourceRejected", `locking ${lock}`, async (): Promise<"mine" | "built"> => {
+    for (;;) {
+      if (existsSync(target)) return "built"
+      const taken = await fs.mkdir(lock).then(
+        () => true,
+        () => false
+      )
+      if (taken) return "mine"
+      const since = await fs.stat(lock).then(
+        (s) => performance.timeOrigin + performance.now() - s.mtimeMs,
+        () => 0
+      )
+      if (since > staleMilliseconds) await fs.rm(lock, { recursive: true, force: true })
+      else await new Promise((resolve) => setTimeout(resolve, 100))
+    }
+  })
+
 /** Path of the compiled library, compiling it when the cache has none for these sources, flags and compiler. */
-const libraryPath = Effect.fn("NativeLibrary.build")(function* (options: LibraryOptions) {
+export const build = Effect.fn("NativeLibrary.build")(function* (options: LibraryOptions) {
   if (process.platform !== "linux" || (process.arch !== "x64" && process.arch !== "arm64")) {
     return yield* failed(
       "UnsupportedPlatform",
@@ -114,16 +136,24 @@ const libraryPath = Effect.fn("NativeLibrary.build")(function* (options: Library
     options.cacheDir ?? path.join(process.env["XDG_CACHE_HOME"] ?? path.join(homedir(), ".cache"), "tessera", "native")
   const target = path.join(cache, `tessera-${isa}-${hash.digest("hex").slice(0, 20)}.so`)
   if (existsSync(target)) return target
+  const lock = `${target}.lock`
+  yield* attempt("SourceRejected", `creating ${cache}`, () => fs.mkdir(cache, { recursive: true }))
+  const others = yield* waitForOthers(target, lock)
+  if (others === "built") return target
   options.onProgress?.(`compiling the native kernels for ${isa} (once)`)
   const work = `${target}.${process.pid}.${Date.now().toString(36)}`
   yield* attempt("SourceRejected", `creating ${work}`, () => fs.mkdir(work, { recursive: true }))
   const version = yield* Effect.result(attempt("CompilerMissing", compiler, () => run(compiler, ["--version"])))
   if (version._tag === "Failure") {
-    yield* attempt("SourceRejected", `removing ${work}`, () => fs.rm(work, { recursive: true, force: true }))
+    yield* attempt("SourceRejected", `removing ${work}`, async () => {
+      await fs.rm(work, { recursive: true, force: true })
+      await fs.rm(lock, { recursive: true, force: true })
+    })
     return yield* noCompiler(compiler)
   }
   const units = names.filter((n) => n.endsWith(".cpp"))
   const objects = units.map((n) => path.join(work, n.replace(/\.cpp$/, ".o")))
+  let done = 0
   const compile = (n: string, i: number) =>
     Effect.flatMap(
       attempt("SourceRejected", n, () =>
@@ -141,10 +171,12 @@ const libraryPath = Effect.fn("NativeLibrary.build")(function* (options: Library
       ),
       (r) =>
         r.code === 0
-          ? Effect.void
+          ? Effect.sync(() =>
+              options.onProgress?.(`compiling the native kernels for ${isa} (once): ${++done} of ${units.length}`)
+            )
           : Effect.fail(failed("SourceRejected", `${compiler} refused native/${n}:\n${r.output.slice(0, 2000)}`))
     )
-  const build = Effect.gen(function* () {
+  const compileAll = Effect.gen(function* () {
     yield* Effect.forEach(units, (n, i) => compile(n, i), { concurrency: availableParallelism(), discard: true })
     const library = path.join(work, "library.so")
     const linked = yield* attempt("SourceRejected", "linking", () =>
@@ -156,8 +188,11 @@ const libraryPath = Effect.fn("NativeLibrary.build")(function* (options: Library
     yield* attempt("SourceRejected", `writing ${target}`, () => fs.rename(library, target))
   })
   yield* Effect.ensuring(
-    build,
-    Effect.promise(() => fs.rm(work, { recursive: true, force: true }))
+    compileAll,
+    Effect.promise(async () => {
+      await fs.rm(work, { recursive: true, force: true })
+      await fs.rm(lock, { recursive: true, force: true })
+    })
   )
   return target
 })
@@ -190,7 +225,7 @@ export interface RunArguments {
 
 /** Loads the library, compiling it first when needed. */
 export const load = Effect.fn("NativeLibrary.load")(function* (options: LibraryOptions = {}) {
-  const file = yield* libraryPath(options)
+  const file = yield* build(options)
   return yield* Effect.try({
     try: (): Library => {
       const lib = koffi.load(file)

@@ -1,12 +1,10 @@
 // Drives the native library by hand-made plans: builds it for one instruction set, places every operand right before an inaccessible page, and
 // reads and writes elements of any type as numbers.
-import { execFile } from "node:child_process"
-import { createHash } from "node:crypto"
-import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync } from "node:fs"
+import { readFileSync } from "node:fs"
+import * as NativeLibrary from "@tessera/cpu/NativeLibrary"
+import * as Effect from "effect/Effect"
 import { createRequire } from "node:module"
-import { availableParallelism } from "node:os"
 import { join } from "node:path"
-import { promisify } from "node:util"
 
 const root = join(import.meta.dirname, "../../..")
 const sources = join(root, "packages/cpu/native")
@@ -41,31 +39,8 @@ export const hostIsas: ReadonlyArray<string> = (() => {
   return Object.keys(isas).filter((name) => isas[name]!.needs.every((feature) => features.has(feature)))
 })()
 
-const run = promisify(execFile)
-
-const compile = async (isa: string): Promise<string> => {
-  const files = readdirSync(sources).filter((name) => /\.(cpp|hpp|h)$/.test(name))
-  const hash = createHash("sha256").update(JSON.stringify(isas[isa]))
-  for (const name of files) hash.update(name).update(readFileSync(join(sources, name)))
-  const digest = hash.digest("hex").slice(0, 16)
-  const folder = join(root, "node_modules/.cache/tessera/native")
-  const library = join(folder, `${isa}-${digest}.so`)
-  if (existsSync(library)) return library
-  const objects = join(folder, `${isa}-${digest}-${process.pid}`)
-  mkdirSync(objects, { recursive: true })
-  const units = files.filter((name) => name.endsWith(".cpp"))
-  const flags = ["-O3", "-std=c++20", "-fPIC", "-pthread", ...isas[isa]!.flags]
-  const worker = async () => {
-    for (let name = units.pop(); name !== undefined; name = units.pop())
-      await run("c++", [...flags, "-c", join(sources, name), "-o", join(objects, `${name}.o`)])
-  }
-  await Promise.all(Array.from({ length: availableParallelism() }, worker))
-  const linked = join(objects, "library.so")
-  await run("c++", ["-shared", "-pthread", ...readdirSync(objects).map((name) => join(objects, name)), "-o", linked])
-  renameSync(linked, library)
-  rmSync(objects, { recursive: true })
-  return library
-}
+/** The package's own builder, so that tests and backends share one cache and one compilation. */
+const compile = (isa: string): Promise<string> => Effect.runPromise(NativeLibrary.build({ isa }))
 
 export interface Library {
   readonly isa: string
