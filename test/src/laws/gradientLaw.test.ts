@@ -48,7 +48,7 @@ describe("regions", () => {
     assert.isNull(law("scan", Law.scanProblem(), 200))
   })
   it("recomputing changes no bit", () => {
-    assert.isNull(Counterexample.find(forward, Law.recomputeProblem(), { runs: 150 }, program))
+    assert.isNull(Counterexample.find(forward, Law.recomputeProblem(), { runs: 200 }, program))
   })
 })
 
@@ -139,7 +139,7 @@ describe("the law notices", () => {
       }
     }
     const broken = { ...all.recompute, vjp } as AnyPrimitive
-    assert.isNotNull(Counterexample.find(forward, Law.recomputeProblem(broken), { runs: 150 }, program))
+    assert.isNotNull(Counterexample.find(forward, Law.recomputeProblem(broken), { runs: 200 }, program))
   })
 })
 

@@ -16,7 +16,7 @@ export interface Claims {
   readonly idempotent: boolean
   /** Largest relative difference of any output; 1e-9 unless given. */
   readonly tolerance?: number
-  /** Random programs to try; 150 unless given. */
+  /** Random programs to try; 200 unless given. */
   readonly runs?: number
 }
 
@@ -55,7 +55,7 @@ const printed = ({ body }: Example) => Program.print(body)
 
 /** A random program that the pass treats wrongly, or null. */
 export const counterexample = (pass: Pass, claims: Claims): string | null =>
-  Counterexample.find(programs, passProblem(pass, claims), { runs: claims.runs ?? 150 }, printed)
+  Counterexample.find(programs, passProblem(pass, claims), { runs: claims.runs ?? 200 }, printed)
 
 /** Registers the law for one pass: on random programs, with and without gradients, and on tiny real models. */
 export const passLaw = (name: string, pass: Pass, claims: Claims): void => {

@@ -17,7 +17,7 @@ const draws: fc.Arbitrary<Draw> = fc.record({
   layer: fc.option(fc.nat(20))
 })
 
-const find = (problem: (d: Draw) => string | null, runs = 100) =>
+const find = (problem: (d: Draw) => string | null, runs = 200) =>
   Counterexample.find(draws, problem, { runs }, (d) => JSON.stringify(d))
 
 const drawings: Readonly<Record<string, Drawing>> = {
