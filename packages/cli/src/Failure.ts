@@ -40,6 +40,7 @@ export const describe = (cause: Cause.Cause<unknown>): Failure => {
     return { kind: "Defect", message: error instanceof Error ? error.message : String(error), exitCode: 1 }
   }
   const user = ofUser.has(error._tag) || (withReason.has(error._tag) && !ofMachine.has(reasonOf(error.reason)))
-  const compiler = error._tag === "CompileError" && error.reason !== "SourceRejected" && error.reason !== "MissingKernel"
+  const compiler =
+    error._tag === "CompileError" && error.reason !== "SourceRejected" && error.reason !== "MissingKernel"
   return { kind: error._tag, message: error.message, exitCode: user || compiler ? 2 : 1 }
 }

@@ -55,7 +55,12 @@ export const history = Effect.fnUntraced(function* (file: string) {
 const gridCount = 24
 
 /** Predictions for the first test pictures, as a picture; the first picture itself is kept to try `predict` on. */
-const samples = Effect.fnUntraced(function* (recipe: Recipe, parameters: ReadonlyArray<Buffer>, paths: Paths, names: ReadonlyArray<string> | null) {
+const samples = Effect.fnUntraced(function* (
+  recipe: Recipe,
+  parameters: ReadonlyArray<Buffer>,
+  paths: Paths,
+  names: ReadonlyArray<string> | null
+) {
   const fs = yield* FileSystem.FileSystem
   const data = yield* Dataset.evaluation(recipe, { batchSize: gridCount })
   const predict = yield* Predictor.probabilities(recipe.model, gridCount, Experiment.precision(recipe))
@@ -112,4 +117,3 @@ export const write = Effect.fn("Gallery.write")(function* (options: {
   const result: Summary = validation === undefined ? summary : { ...summary, validation }
   return result
 })
-

@@ -81,18 +81,26 @@ const modelBase = (model: Raw, classes: number): Result.Result<Layer, RecipeErro
   if (typeof preset !== "string" || !names.includes(preset))
     return fail("model.preset", `unknown preset ${JSON.stringify(preset)}`, meant(String(preset), names))
   if (typeof variant !== "string" || !(variant in variants))
-    return fail("model.variant", `unknown variant ${JSON.stringify(variant)}`, meant(String(variant), Object.keys(variants)))
+    return fail(
+      "model.variant",
+      `unknown variant ${JSON.stringify(variant)}`,
+      meant(String(variant), Object.keys(variants))
+    )
   const config = variants[variant]!(Presets.get(preset as Presets.Name), classes)
   const { head } = config
   const fitted = head.kind === "none" ? linear : { ...head, classes }
-  return Result.succeed({ source: `preset ${preset}${variant === "none" ? "" : ` (${variant})`}`, values: { model: { ...config, head: fitted } } })
+  return Result.succeed({
+    source: `preset ${preset}${variant === "none" ? "" : ` (${variant})`}`,
+    values: { model: { ...config, head: fitted } }
+  })
 }
 
 /** The last layer that says what is in force: for every value of the recipe. */
 const trace = (recipe: Raw, layers: ReadonlyArray<Layer>): ReadonlyMap<string, string> => {
   const provenance = new Map<string, string>()
   const walk = (value: unknown, path: string): void => {
-    if (isRecord(value)) for (const [key, inner] of Object.entries(value)) walk(inner, path === "" ? key : `${path}.${key}`)
+    if (isRecord(value))
+      for (const [key, inner] of Object.entries(value)) walk(inner, path === "" ? key : `${path}.${key}`)
     else provenance.set(path, layers.findLast(({ values }) => same(at(values, path), value))?.source ?? "default")
   }
   walk(recipe, "")
@@ -129,7 +137,10 @@ export const resolve = (given: ReadonlyArray<Layer>): Result.Result<Resolved, Re
       yield* named("schedule", Recipe.scheduleDefaults, "cosine"),
       model
     ]
-    const { model: merged, ...rest } = merge(below.reduce<Raw>((values, layer) => merge(values, layer.values), {}), asked)
+    const { model: merged, ...rest } = merge(
+      below.reduce<Raw>((values, layer) => merge(values, layer.values), {}),
+      asked
+    )
     const { preset: _preset, variant: _variant, ...fields } = isRecord(merged) ? merged : {}
     const decoded = yield* decode({ ...rest, model: fields })
     const [wrong] = Recipe.problems(decoded)
@@ -150,7 +161,9 @@ const decode = (values: Raw): Result.Result<Recipe.Recipe, RecipeError> =>
   )
 
 const at = (values: Raw, path: string): unknown =>
-  path.split(".").reduce<unknown>((v, key) => (typeof v === "object" && v !== null ? (v as Raw)[key] : undefined), values)
+  path
+    .split(".")
+    .reduce<unknown>((v, key) => (typeof v === "object" && v !== null ? (v as Raw)[key] : undefined), values)
 
 type Known = { readonly [key: string]: Known | null }
 
@@ -189,7 +202,16 @@ const unknownKeys = (values: Raw, among: Known = known, prefix = ""): ReadonlyAr
   Object.entries(values).flatMap(([key, value]) => {
     const path = prefix === "" ? key : `${prefix}.${key}`
     if (!(key in among))
-      return [new RecipeError({ key: path, problem: "no such setting", hint: meant(path, Object.keys(among).map((k) => (prefix === "" ? k : `${prefix}.${k}`))) })]
+      return [
+        new RecipeError({
+          key: path,
+          problem: "no such setting",
+          hint: meant(
+            path,
+            Object.keys(among).map((k) => (prefix === "" ? k : `${prefix}.${k}`))
+          )
+        })
+      ]
     const inner = among[key]
     return inner !== null && inner !== undefined && isRecord(value) ? unknownKeys(value, inner, path) : []
   })

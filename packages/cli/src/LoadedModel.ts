@@ -44,7 +44,10 @@ export const fromRun = Effect.fn("LoadedModel.fromRun")(function* (path: string)
   const single = yield* has("manifest.json")
   const folder = single ? dirname(path) : (yield* has("checkpoints")) ? join(path, "checkpoints") : path
   if (!(yield* fs.exists(path)))
-    return yield* new UsageError({ problem: `there is no run or checkpoint at ${path}`, hint: "train one first: tessera quickstart" })
+    return yield* new UsageError({
+      problem: `there is no run or checkpoint at ${path}`,
+      hint: "train one first: tessera quickstart"
+    })
   return yield* Effect.gen(function* () {
     const store = yield* CheckpointStore
     const reader = yield* store.open(single ? { path } : "latest")
@@ -57,7 +60,12 @@ export const fromRun = Effect.fn("LoadedModel.fromRun")(function* (path: string)
     const backend = yield* Backend
     const leaves = Module.leaves(Vit.make(recipe.model).params)
     const averaged = reader.manifest.tensors.some((t) => t.kind === "ema")
-    const expected = leaves.map(({ param, path: name }) => ({ name, kind: "parameter" as const, dtype: "f32" as const, axes: param.axes }))
+    const expected = leaves.map(({ param, path: name }) => ({
+      name,
+      kind: "parameter" as const,
+      dtype: "f32" as const,
+      axes: param.axes
+    }))
     yield* Effect.fromResult(CheckpointMatch.match(reader.path, reader.manifest, expected, ["parameter"]))
     const buffers: Array<Buffer> = []
     for (const { param, path: name } of leaves) {
@@ -79,7 +87,9 @@ export const fromRun = Effect.fn("LoadedModel.fromRun")(function* (path: string)
 })
 
 /** Layouts of published weights: the model and data they belong to, and where each tensor goes. */
-const layouts = { "vit-mnist": { names: VitMnist.names, values: { ...mnist, name: "vit-mnist", model: VitMnist.config } } } as const
+const layouts = {
+  "vit-mnist": { names: VitMnist.names, values: { ...mnist, name: "vit-mnist", model: VitMnist.config } }
+} as const
 export type LayoutName = keyof typeof layouts
 export const layoutNames = Object.keys(layouts) as ReadonlyArray<LayoutName>
 
@@ -89,9 +99,13 @@ export const fromWeights = Effect.fn("LoadedModel.fromWeights")(function* (file:
   const backend = yield* Backend
   const { names, values } = layouts[layout]
   const { recipe } = yield* Effect.fromResult(Layers.resolve([{ source: `layout ${layout}`, values }]))
-  const bytes = yield* fs.readFile(file).pipe(
-    Effect.mapError((e) => new UsageError({ problem: `${file} cannot be read: ${e.message}`, hint: "give a .safetensors file" }))
-  )
+  const bytes = yield* fs
+    .readFile(file)
+    .pipe(
+      Effect.mapError(
+        (e) => new UsageError({ problem: `${file} cannot be read: ${e.message}`, hint: "give a .safetensors file" })
+      )
+    )
   const header = yield* Effect.fromResult(Safetensors.decodeHeader(bytes, bytes.byteLength))
   const source: Record<string, NameTable.SourceTensor> = {}
   for (const { begin, dtype, end, name, shape } of header.entries.values()) {

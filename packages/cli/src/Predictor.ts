@@ -43,7 +43,10 @@ const compiled = Effect.fnUntraced(function* (
     const [result] = yield* executable.run([...parameters, images])
     const { axes, dtype } = result!.type
     const host = Host.fromBytes(axes, dtype, yield* backend.read(result!))
-    return Host.reorder(host, options.order.map((name) => Axis.find(axes, name)!))
+    return Host.reorder(
+      host,
+      options.order.map((name) => Axis.find(axes, name)!)
+    )
   })
 })
 

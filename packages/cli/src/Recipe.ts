@@ -231,14 +231,22 @@ export const problems = (r: Recipe): ReadonlyArray<RecipeError> => {
   const found = VitConfig.problems(r.model).map((p) => problem(`model.${p.key}`, p.problem, p.hint))
   const { head } = r.model
   if (head.kind === "none" || head.kind === "projection")
-    found.push(problem("model.head", `head ${head.kind} gives no logits`, "classification needs linear, nemoMlp or rosettaMlp"))
+    found.push(
+      problem("model.head", `head ${head.kind} gives no logits`, "classification needs linear, nemoMlp or rosettaMlp")
+    )
   else if (head.classes !== r.data.classes)
-    found.push(problem("model.head.classes", `is ${head.classes}, data.classes is ${r.data.classes}`, "make them equal"))
+    found.push(
+      problem("model.head.classes", `is ${head.classes}, data.classes is ${r.data.classes}`, "make them equal")
+    )
   if (r.batchSize % r.microbatches !== 0) {
     const legal = Array.from({ length: r.batchSize }, (_, i) => i + 1).filter((k) => r.batchSize % k === 0)
     const near = legal.toSorted((a, b) => Math.abs(a - r.microbatches) - Math.abs(b - r.microbatches))[0]
     found.push(
-      problem("microbatches", `${r.microbatches} microbatches do not divide batchSize ${r.batchSize}`, `nearest legal: ${near}`)
+      problem(
+        "microbatches",
+        `${r.microbatches} microbatches do not divide batchSize ${r.batchSize}`,
+        `nearest legal: ${near}`
+      )
     )
   }
   if (![1, 3].includes(r.model.channels))

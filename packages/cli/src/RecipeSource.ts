@@ -14,10 +14,21 @@ const isFile = (name: string): boolean => /\.(json|ya?ml)$/.test(name)
 const fromFile = Effect.fnUntraced(function* (path: string) {
   const fs = yield* FileSystem.FileSystem
   const text = yield* fs.readFileString(path).pipe(
-    Effect.mapError(() => new RecipeError({ key: "", problem: `the recipe ${path} cannot be read`, hint: "give a built-in name or an existing file" }))
+    Effect.mapError(
+      () =>
+        new RecipeError({
+          key: "",
+          problem: `the recipe ${path} cannot be read`,
+          hint: "give a built-in name or an existing file"
+        })
+    )
   )
   const broken = (cause: unknown) =>
-    new RecipeError({ key: "", problem: `${path} is no ${path.endsWith(".json") ? "JSON" : "YAML"}: ${cause instanceof Error ? cause.message.split("\n")[0] : String(cause)}`, hint: "" })
+    new RecipeError({
+      key: "",
+      problem: `${path} is no ${path.endsWith(".json") ? "JSON" : "YAML"}: ${cause instanceof Error ? cause.message.split("\n")[0] : String(cause)}`,
+      hint: ""
+    })
   const values = path.endsWith(".json")
     ? yield* Effect.try({ try: () => JSON.parse(text) as unknown, catch: broken })
     : yield* Effect.tryPromise({ try: async () => (await import("yaml")).parse(text) as unknown, catch: broken })
@@ -39,7 +50,8 @@ const named = (name: string): Effect.Effect<Layer, RecipeError> => {
   if (values !== undefined) return Effect.succeed({ source: `recipe ${name}`, values })
   const names = Object.keys(builtIn)
   const near = nearest(name, names)
-  const hint = near === null ? `known: ${names.join(", ")}; a file ends in .json, .yaml or .yml` : `did you mean ${near}?`
+  const hint =
+    near === null ? `known: ${names.join(", ")}; a file ends in .json, .yaml or .yml` : `did you mean ${near}?`
   return Effect.fail(new RecipeError({ key: "", problem: `unknown recipe "${name}"`, hint }))
 }
 

@@ -39,10 +39,17 @@ export const prepare = Effect.fnUntraced(function* (folder: string, resume: bool
     return yield* new UsageError({ problem: `the run folder ${folder} is not empty`, hint })
   }
   if (resume && names.length === 0)
-    return yield* new UsageError({ problem: `there is no run to resume in ${folder}`, hint: "leave out --resume, or name the folder by --run" })
-  yield* fs.makeDirectory(folder, { recursive: true }).pipe(
-    Effect.mapError((e) => new UsageError({ problem: `the run folder ${folder} cannot be made: ${e.message}`, hint: "" }))
-  )
+    return yield* new UsageError({
+      problem: `there is no run to resume in ${folder}`,
+      hint: "leave out --resume, or name the folder by --run"
+    })
+  yield* fs
+    .makeDirectory(folder, { recursive: true })
+    .pipe(
+      Effect.mapError(
+        (e) => new UsageError({ problem: `the run folder ${folder} cannot be made: ${e.message}`, hint: "" })
+      )
+    )
   return paths(folder)
 })
 

@@ -28,7 +28,10 @@ const jsonLines = Layer.succeed(
 type Timeless<L> = L extends unknown ? Omit<L, "time"> : never
 
 const jsonLine = (line: Timeless<JsonlTracker.Line>) =>
-  Effect.map(Clock.currentTimeMillis, (time) => void process.stdout.write(JsonlTracker.encodeLine({ ...line, time } as JsonlTracker.Line)))
+  Effect.map(
+    Clock.currentTimeMillis,
+    (time) => void process.stdout.write(JsonlTracker.encodeLine({ ...line, time } as JsonlTracker.Line))
+  )
 
 export const layer = (options: { readonly paths: Paths; readonly json: boolean; readonly resumedStep: number }) => {
   const { json, paths, resumedStep } = options

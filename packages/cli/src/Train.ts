@@ -18,6 +18,7 @@ import * as Experiment from "./Experiment.ts"
 import * as Gallery from "./Gallery.ts"
 import type { RunState } from "./LoadedModel.ts"
 import { note } from "./Output.ts"
+import { factsOf } from "./pictures/Report.ts"
 import type { Recipe } from "./Recipe.ts"
 import * as RunFolder from "./RunFolder.ts"
 import * as RunTrackers from "./RunTrackers.ts"
@@ -45,8 +46,10 @@ const loop = Effect.fnUntraced(function* ({ folder, json, recipe, resume }: Trai
   const evaluator =
     test === null
       ? null
-      : yield* Tasks.evaluator(Experiment.task(recipe, evaluationBatch, false), { precision: Experiment.precision(recipe) })
-  const resumed = resume ? yield* restore(training) : 0
+      : yield* Tasks.evaluator(Experiment.task(recipe, evaluationBatch, false), {
+          precision: Experiment.precision(recipe)
+        })
+  const resumed = resume ? yield* restore(training, recipe) : 0
   if (resumed === 0) yield* Trainer.initialise(training, recipe.seed)
 
   const totalSteps = Experiment.totalSteps(recipe, data.stepsPerEpoch)
@@ -58,7 +61,10 @@ const loop = Effect.fnUntraced(function* ({ folder, json, recipe, resume }: Trai
     const { step } = yield* Ref.get(training.position)
     if ((yield* Ref.get(saved)) === step) return
     const evaluated = yield* Ref.get(latest)
-    const metric = evaluated?.step === step && evaluated.accuracy !== undefined ? { metric: { name: "accuracy", value: evaluated.accuracy } } : {}
+    const metric =
+      evaluated?.step === step && evaluated.accuracy !== undefined
+        ? { metric: { name: "accuracy", value: evaluated.accuracy } }
+        : {}
     yield* Trainer.save(training, { run: state as unknown as Schema.Json, ...metric })
     yield* Ref.set(saved, step)
   }).pipe(Effect.uninterruptible)
@@ -88,11 +94,19 @@ const loop = Effect.fnUntraced(function* ({ folder, json, recipe, resume }: Trai
   const train = Effect.gen(function* () {
     const tracker = yield* Tracker
     const schedule = Experiment.schedule(recipe, totalSteps)
-    const reports = Trainer.steps(training, { run: recipe.name, data: data.data, schedule, totalSteps, seed: recipe.seed }).pipe(
-      Stream.tap(tracker.report)
-    )
-    const evaluated = evaluateEvery === null ? reports : Trainer.every<Reported, EvaluateError, EvaluateNeeds>(evaluateEvery, () => evaluate)(reports)
-    const kept = saveEvery === null ? evaluated : Trainer.every<Reported, SaveError, SaveNeeds>(saveEvery, () => save)(evaluated)
+    const reports = Trainer.steps(training, {
+      run: recipe.name,
+      data: data.data,
+      schedule,
+      totalSteps,
+      seed: recipe.seed
+    }).pipe(Stream.tap(tracker.report))
+    const evaluated =
+      evaluateEvery === null
+        ? reports
+        : Trainer.every<Reported, EvaluateError, EvaluateNeeds>(evaluateEvery, () => evaluate)(reports)
+    const kept =
+      saveEvery === null ? evaluated : Trainer.every<Reported, SaveError, SaveNeeds>(saveEvery, () => save)(evaluated)
     yield* Stream.runDrain(kept)
     yield* evaluate
     yield* save
@@ -113,13 +127,21 @@ const loop = Effect.fnUntraced(function* ({ folder, json, recipe, resume }: Trai
 })
 
 /** Opens the newest sound checkpoint, if there is one, and goes back to it. Gives the step. */
-const restore = Effect.fnUntraced(function* (training: Trainer.Training) {
+const restore = Effect.fnUntraced(function* (training: Trainer.Training, recipe: Recipe) {
   const store = yield* CheckpointStore
   if ((yield* store.list).length === 0) {
     yield* note("no checkpoint yet: starting from the beginning")
     return 0
   }
-  yield* Effect.scoped(Effect.flatMap(store.open("latest"), (reader) => Trainer.restore(training, reader)))
+  const state = yield* Effect.scoped(
+    Effect.flatMap(store.open("latest"), (reader) => Trainer.restore(training, reader))
+  )
+  const before = new Map(factsOf((state.run as unknown as RunState).recipe))
+  const changed = factsOf(recipe).filter(([key, value]) => before.get(key) !== value)
+  if (changed.length > 0) {
+    const list = changed.map(([key, value]) => `${key} ${before.get(key) ?? "none"} -> ${value}`).join(", ")
+    yield* note(`settings differ from those the run was started with: ${list}`)
+  }
   const { step } = yield* Ref.get(training.position)
   yield* note(`resuming after step ${step}`)
   return step
@@ -139,7 +161,8 @@ export const run = Effect.fn("Train.run")(function* (options: TrainOptions) {
   return yield* Effect.gen(function* () {
     const done = yield* loop(options, paths)
     const { accuracy, loss, samples } = done.evaluation ?? {}
-    const validation = accuracy === undefined || loss === undefined || samples === undefined ? undefined : { accuracy, loss, samples }
+    const validation =
+      accuracy === undefined || loss === undefined || samples === undefined ? undefined : { accuracy, loss, samples }
     const summary = yield* Gallery.write({
       recipe,
       parameters: done.parameters,

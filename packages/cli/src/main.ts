@@ -19,7 +19,10 @@ const about =
     Flag.withDescription(flag, description)
 
 const json = Flag.Boolean("json").pipe(Flag.withDefault(false), about("results and errors as JSON"))
-const set = Flag.String("set").pipe(Flag.between(0, 1000), about("one setting, such as optimizer.learningRate=3e-4; may be repeated"))
+const set = Flag.String("set").pipe(
+  Flag.between(0, 1000),
+  about("one setting, such as optimizer.learningRate=3e-4; may be repeated")
+)
 const backend = Flag.Literals("backend", ["cpu", "reference"]).pipe(
   Flag.withDefault("cpu" as const),
   about("what computes: native kernels, or the slow exact evaluator")
@@ -29,7 +32,9 @@ const machine = { backend, threads }
 
 /** Options that were not given are left out. */
 type Given<T> = { readonly [K in keyof T as T[K] extends Option.Option<unknown> ? never : K]: T[K] } & {
-  readonly [K in keyof T as T[K] extends Option.Option<unknown> ? K : never]?: T[K] extends Option.Option<infer A> ? A : never
+  readonly [K in keyof T as T[K] extends Option.Option<unknown> ? K : never]?: T[K] extends Option.Option<infer A>
+    ? A
+    : never
 }
 const given = <T extends object>(values: T): Given<T> =>
   Object.fromEntries(
@@ -41,7 +46,9 @@ const given = <T extends object>(values: T): Given<T> =>
 /** Loads a module when the command runs. */
 const load = <A>(module: () => Promise<A>): Effect.Effect<A> => Effect.promise(module)
 
-const recipe = Argument.String("recipe").pipe(Argument.withDescription("name of a built-in recipe, or a .json or .yaml file"))
+const recipe = Argument.String("recipe").pipe(
+  Argument.withDescription("name of a built-in recipe, or a .json or .yaml file")
+)
 
 const train = Command.make(
   "train",
@@ -50,24 +57,40 @@ const train = Command.make(
     set,
     ...machine,
     run: Flag.String("run").pipe(Flag.optional, about("folder of the run; runs/NAME unless given")),
-    resume: Flag.Boolean("resume").pipe(Flag.withDefault(false), about("go on from the newest checkpoint of the run folder")),
-    data: Flag.String("data").pipe(Flag.optional, about("training data: mnist, idx:FOLDER, folder:FOLDER, shards:PATTERN")),
+    resume: Flag.Boolean("resume").pipe(
+      Flag.withDefault(false),
+      about("go on from the newest checkpoint of the run folder")
+    ),
+    data: Flag.String("data").pipe(
+      Flag.optional,
+      about("training data: mnist, idx:FOLDER, folder:FOLDER, shards:PATTERN")
+    ),
     test: Flag.String("test").pipe(Flag.optional, about("test data, in the same forms")),
     json
   },
-  (input) => Effect.flatMap(load(() => import("./commands/train.ts")), (m) => m.train(given(input)))
+  (input) =>
+    Effect.flatMap(
+      load(() => import("./commands/train.ts")),
+      (m) => m.train(given(input))
+    )
 ).pipe(
   Command.withDescription("Trains a recipe: live progress, a run folder with checkpoints, curves and a report"),
   Command.withExamples([
     { command: "tessera train mnist", description: "60,000 digits, about a minute" },
     { command: "tessera train cifar10-small --set epochs=10 --run runs/short", description: "CIFAR-10 from shards" },
-    { command: "tessera train mnist --data idx:fashion --test idx:fashion", description: "the same on other data of that size" },
+    {
+      command: "tessera train mnist --data idx:fashion --test idx:fashion",
+      description: "the same on other data of that size"
+    },
     { command: "tessera train mnist --resume", description: "goes on where it stopped" }
   ])
 )
 
 const quickstart = Command.make("quickstart", { set, ...machine, json }, (input) =>
-  Effect.flatMap(load(() => import("./commands/train.ts")), (m) => m.quickstart(given(input)))
+  Effect.flatMap(
+    load(() => import("./commands/train.ts")),
+    (m) => m.quickstart(given(input))
+  )
 ).pipe(
   Command.withDescription("Trains a vision transformer on MNIST into runs/mnist and says what to try next"),
   Command.withExamples([{ command: "tessera quickstart", description: "from nothing to a trained model" }])
@@ -76,7 +99,10 @@ const quickstart = Command.make("quickstart", { set, ...machine, json }, (input)
 const model = {
   ...machine,
   weights: Flag.String("weights").pipe(Flag.optional, about("a safetensors file of another library instead of a run")),
-  layout: Flag.Literals("layout", ["vit-mnist"]).pipe(Flag.withDefault("vit-mnist" as const), about("whose names the tensors of --weights have")),
+  layout: Flag.Literals("layout", ["vit-mnist"]).pipe(
+    Flag.withDefault("vit-mnist" as const),
+    about("whose names the tensors of --weights have")
+  ),
   json
 }
 
@@ -87,12 +113,19 @@ const evaluate = Command.make(
     data: Flag.String("data").pipe(Flag.optional, about("test data; the recipe's unless given")),
     ...model
   },
-  (input) => Effect.flatMap(load(() => import("./commands/evaluate.ts")), (m) => m.evaluate(given(input)))
+  (input) =>
+    Effect.flatMap(
+      load(() => import("./commands/evaluate.ts")),
+      (m) => m.evaluate(given(input))
+    )
 ).pipe(
   Command.withDescription("Accuracy and loss of a run or checkpoint on test data"),
   Command.withExamples([
     { command: "tessera evaluate runs/mnist --json", description: "accuracy, loss, count" },
-    { command: "tessera evaluate --weights model.safetensors --layout vit-mnist --data mnist", description: "published weights" }
+    {
+      command: "tessera evaluate --weights model.safetensors --layout vit-mnist --data mnist",
+      description: "published weights"
+    }
   ])
 )
 
@@ -107,11 +140,17 @@ const predict = Command.make(
     json
   },
   (input) =>
-    Effect.flatMap(load(() => import("./commands/predict.ts")), (m) => m.predict({ ...given(input), layout: "vit-mnist" }))
+    Effect.flatMap(
+      load(() => import("./commands/predict.ts")),
+      (m) => m.predict({ ...given(input), layout: "vit-mnist" })
+    )
 ).pipe(
   Command.withDescription("The most probable classes of pictures"),
   Command.withExamples([
-    { command: "tessera predict runs/mnist digit.png --attention attention.png", description: "classes and attention rollout" }
+    {
+      command: "tessera predict runs/mnist digit.png --attention attention.png",
+      description: "classes and attention rollout"
+    }
   ])
 )
 
@@ -125,31 +164,48 @@ const explain = Command.make(
     program: Flag.Boolean("program").pipe(Flag.withDefault(false), about("prints the program of a training step")),
     json
   },
-  (input) => Effect.flatMap(load(() => import("./commands/explain.ts")), (m) => m.explain(given(input)))
+  (input) =>
+    Effect.flatMap(
+      load(() => import("./commands/explain.ts")),
+      (m) => m.explain(given(input))
+    )
 ).pipe(
   Command.withDescription("Parameters, FLOPs, memory, kernels and learning rates of a recipe"),
   Command.withExamples([
-    { command: "tessera explain vit-b16-nemo --set batchSize=8 --set microbatches=1", description: "what a step costs" },
+    {
+      command: "tessera explain vit-b16-nemo --set batchSize=8 --set microbatches=1",
+      description: "what a step costs"
+    },
     { command: "tessera explain mnist --config", description: "where each value came from" }
   ])
 )
 
 const models = Command.make("models", { json }, (input) =>
-  Effect.flatMap(load(() => import("./commands/models.ts")), (m) => m.models(input))
+  Effect.flatMap(
+    load(() => import("./commands/models.ts")),
+    (m) => m.models(input)
+  )
 ).pipe(Command.withDescription("Every preset with its parameters and FLOPs"))
 
 const doctor = Command.make("doctor", { json }, (input) =>
-  Effect.flatMap(load(() => import("./commands/doctor.ts")), (m) => m.doctor(input))
+  Effect.flatMap(
+    load(() => import("./commands/doctor.ts")),
+    (m) => m.doctor(input)
+  )
 ).pipe(Command.withDescription("What this machine has for training, what is missing and how to get it"))
 
 const tessera = Command.make("tessera").pipe(
   Command.withDescription("Trains, evaluates and explains vision transformers"),
-  Command.withExamples([{ command: "tessera quickstart", description: "train on MNIST, evaluate, see what to do next" }]),
+  Command.withExamples([
+    { command: "tessera quickstart", description: "train on MNIST, evaluate, see what to do next" }
+  ]),
   Command.withSubcommands([quickstart, train, evaluate, predict, explain, models, doctor])
 )
 
 const argumentsGiven = process.argv.slice(2)
-const wantsDebug = argumentsGiven.some((a, i) => a === "--log-level=debug" || (a === "debug" && argumentsGiven[i - 1] === "--log-level"))
+const wantsDebug = argumentsGiven.some(
+  (a, i) => a === "--log-level=debug" || (a === "debug" && argumentsGiven[i - 1] === "--log-level")
+)
 
 /** Says what went wrong, without a stack trace unless debugging. */
 const report = (cause: Cause.Cause<unknown>): void => {
@@ -158,7 +214,9 @@ const report = (cause: Cause.Cause<unknown>): void => {
   if (failure.kind === "ShowHelp" || failure.exitCode === 130) return
   const debug = wantsDebug || failure.kind === "Defect"
   if (argumentsGiven.includes("--json")) {
-    process.stdout.write(`${JSON.stringify({ error: failure.kind, message: failure.message, exitCode: failure.exitCode })}\n`)
+    process.stdout.write(
+      `${JSON.stringify({ error: failure.kind, message: failure.message, exitCode: failure.exitCode })}\n`
+    )
   } else process.stderr.write(`tessera: ${failure.message}\n`)
   if (debug) process.stderr.write(`${Cause.pretty(cause)}\n`)
 }

@@ -110,8 +110,7 @@ export const evaluator = Effect.fn("Tasks.evaluator")(function* <P extends Modul
     Step.evaluation({
       params: task.params,
       batch,
-      metrics: (params, given, call) =>
-        task.metrics(params, given as unknown as Tree.Mapped<B, AnyTensor>, call),
+      metrics: (params, given, call) => task.metrics(params, given as unknown as Tree.Mapped<B, AnyTensor>, call),
       ...options
     })
   )

@@ -222,7 +222,8 @@ export const steps = <E, R>(
       const { data, totalSteps } = options
       const from = yield* Ref.get(training.position)
       const scalars: Array<Buffer> = []
-      for (const dtype of ["f32", "f32", "u32", "f32"] as const) scalars.push(yield* backend.allocate({ axes: [], dtype }))
+      for (const dtype of ["f32", "f32", "u32", "f32"] as const)
+        scalars.push(yield* backend.allocate({ axes: [], dtype }))
       const free = yield* Queue.bounded<Slot>(slotCount)
       for (let i = 0; i < slotCount; i++) {
         const buffers: Array<Buffer> = []
@@ -314,7 +315,7 @@ const advance = <E, R>(
         skippedSamples: skipped,
         ...(training.precision.lossScale === null ? {} : { lossScale: before.lossScale.scale })
       }
-    })
+    }).pipe(Effect.withSpan("Trainer.step", { attributes: { run } }))
   )
 
 const notFinite = (metrics: Readonly<Record<string, number>>, learningRate: number): string =>

@@ -25,20 +25,52 @@ const refused = (expected: ReadonlyArray<string>, ...args: ReadonlyArray<string>
 describe("recipes and settings that cannot be", () => {
   it.each([
     ["an unknown recipe", ['unknown recipe "mnits"', "did you mean mnist?"], ["train", "mnits"]],
-    ["an unknown key", ["optimizer.learninRate", "did you mean optimizer.learningRate?"], ["explain", "mnist", "--set", "optimizer.learninRate=1"]],
-    ["an unknown optimizer", ['unknown optimizer "adamv"', "did you mean adamw?"], ["explain", "mnist", "--set", "optimizer.name=adamv"]],
-    ["an unknown preset", ['unknown preset "B/17"', "did you mean B/16?"], ["explain", "mnist", "--set", "model.preset=B/17"]],
-    ["a value out of range", ["optimizer.learningRate", "is -1"], ["explain", "mnist", "--set", "optimizer.learningRate=-1"]],
+    [
+      "an unknown key",
+      ["optimizer.learninRate", "did you mean optimizer.learningRate?"],
+      ["explain", "mnist", "--set", "optimizer.learninRate=1"]
+    ],
+    [
+      "an unknown optimizer",
+      ['unknown optimizer "adamv"', "did you mean adamw?"],
+      ["explain", "mnist", "--set", "optimizer.name=adamv"]
+    ],
+    [
+      "an unknown preset",
+      ['unknown preset "B/17"', "did you mean B/16?"],
+      ["explain", "mnist", "--set", "model.preset=B/17"]
+    ],
+    [
+      "a value out of range",
+      ["optimizer.learningRate", "is -1"],
+      ["explain", "mnist", "--set", "optimizer.learningRate=-1"]
+    ],
     ["an unknown precision", ["precision", "fp16"], ["explain", "mnist", "--set", "precision=fp16"]],
-    ["heads that do not divide the width", ["model.heads", "hidden 64 is not divisible by heads 5", "4 or 8"], ["explain", "mnist", "--set", "model.hidden=64", "--set", "model.heads=5"]],
-    ["a patch that does not divide the picture", ["model.patch", "28 x 28 is not divisible by patch 5", "4 or 7"], ["explain", "mnist", "--set", "model.patch=5"]],
-    ["microbatches that do not divide the batch", ["microbatches", "3", "128"], ["explain", "mnist", "--set", "batchSize=128", "--set", "microbatches=3"]],
+    [
+      "heads that do not divide the width",
+      ["model.heads", "hidden 64 is not divisible by heads 5", "4 or 8"],
+      ["explain", "mnist", "--set", "model.hidden=64", "--set", "model.heads=5"]
+    ],
+    [
+      "a patch that does not divide the picture",
+      ["model.patch", "28 x 28 is not divisible by patch 5", "4 or 7"],
+      ["explain", "mnist", "--set", "model.patch=5"]
+    ],
+    [
+      "microbatches that do not divide the batch",
+      ["microbatches", "3", "128"],
+      ["explain", "mnist", "--set", "batchSize=128", "--set", "microbatches=3"]
+    ],
     ["an assignment without a value", ["--set", "is no assignment"], ["explain", "mnist", "--set", "epochs"]],
     ["a recipe file that is not there", ["nowhere.yaml", "cannot be read"], ["explain", "nowhere.yaml"]]
   ] as const)("%s", (_, expected, args) => refused(expected, ...args))
 
   it("a recipe file with an unknown key, and one that is no YAML", () => {
-    refused(["epoch: no such setting", "did you mean epochs?"], "explain", file("unknown.yaml", "extends: mnist\nepoch: 3\n"))
+    refused(
+      ["epoch: no such setting", "did you mean epochs?"],
+      "explain",
+      file("unknown.yaml", "extends: mnist\nepoch: 3\n")
+    )
     refused(["broken.json is no JSON"], "explain", file("broken.json", "{"))
   })
 
@@ -56,7 +88,11 @@ describe("recipes and settings that cannot be", () => {
     assert.strictEqual(code, 0)
     const all = JSON.parse(out) as ReadonlyArray<{ key: string; value: string; source: string }>
     const of = (key: string) => all.find((one) => one.key === key)
-    assert.deepStrictEqual(of("optimizer.learningRate"), { key: "optimizer.learningRate", value: "0.0003", source: "--set" })
+    assert.deepStrictEqual(of("optimizer.learningRate"), {
+      key: "optimizer.learningRate",
+      value: "0.0003",
+      source: "--set"
+    })
     assert.deepStrictEqual([of("model.layers")!.value, of("model.layers")!.source], ["2", `file ${path}`])
     assert.strictEqual(of("data.classes")!.source, "recipe mnist")
     assert.strictEqual(of("model.epsilon")!.source, "default")
@@ -65,8 +101,21 @@ describe("recipes and settings that cannot be", () => {
 
 describe("data that cannot be read", () => {
   const train = (data: string, ...more: ReadonlyArray<string>) => [
-    "train", "cifar10-small", "--data", data, "--run", join(folder, "data-run"), "--set", "steps=1", "--set", "data.test=null",
-    "--set", "model.layers=1", "--set", "batchSize=8", ...more
+    "train",
+    "cifar10-small",
+    "--data",
+    data,
+    "--run",
+    join(folder, "data-run"),
+    "--set",
+    "steps=1",
+    "--set",
+    "data.test=null",
+    "--set",
+    "model.layers=1",
+    "--set",
+    "batchSize=8",
+    ...more
   ]
   const fresh = () => rmSync(join(folder, "data-run"), { recursive: true, force: true })
   const shard = () => gunzipSync(readFileSync(sharedData("cifar10/cifar10-train-000000.tar.gz"))).subarray(0, 64 * 1024)
@@ -92,17 +141,41 @@ describe("data that cannot be read", () => {
   it("a label out of range names file, sample, label and classes", () => {
     fresh()
     const shards = sharedData("cifar10/cifar10-train-000000.tar.gz")
-    refused(["cifar10-train-000000.tar.gz", 'label "', "0 to 2 (3 classes)"], ...train(shards, "--set", "data.classes=3"))
+    refused(
+      ["cifar10-train-000000.tar.gz", 'label "', "0 to 2 (3 classes)"],
+      ...train(shards, "--set", "data.classes=3")
+    )
   })
 })
 
 describe("runs and checkpoints that do not fit", () => {
   const run = join(folder, "run")
   beforeAll(() => {
-    const { code, err } = tessera("train", "mnist", ...tiny, "--set", "steps=3", "--set", "checkpoint.every=1", "--run", run)
+    const { code, err } = tessera(
+      "train",
+      "mnist",
+      ...tiny,
+      "--set",
+      "steps=3",
+      "--set",
+      "checkpoint.every=1",
+      "--run",
+      run
+    )
     assert.strictEqual(code, 0, err)
   }, 60_000)
-  const again = (...more: ReadonlyArray<string>) => ["train", "mnist", ...tiny, "--set", "steps=4", "--set", "checkpoint.every=1", "--run", run, ...more]
+  const again = (...more: ReadonlyArray<string>) => [
+    "train",
+    "mnist",
+    ...tiny,
+    "--set",
+    "steps=4",
+    "--set",
+    "checkpoint.every=1",
+    "--run",
+    run,
+    ...more
+  ]
 
   it("a folder that is not empty needs --resume", () => {
     refused([`the run folder ${run} is not empty`, "--resume"], ...again())

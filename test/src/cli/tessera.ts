@@ -14,13 +14,20 @@ export interface Finished {
 
 /** Runs to the end. */
 export const tessera = (...args: ReadonlyArray<string>): Finished => {
-  const done = spawnSync(node, [bin, ...args], { encoding: "utf8", env: { ...process.env, NO_COLOR: "1" }, timeout: 110_000 })
+  const done = spawnSync(node, [bin, ...args], {
+    encoding: "utf8",
+    env: { ...process.env, NO_COLOR: "1" },
+    timeout: 110_000
+  })
   return { code: done.status, out: done.stdout, err: done.stderr }
 }
 
 /** Starts it; the caller ends or awaits it. */
 export const start = (...args: ReadonlyArray<string>) => {
-  const child = spawn(node, [bin, ...args], { stdio: ["ignore", "pipe", "pipe"], env: { ...process.env, NO_COLOR: "1" } })
+  const child = spawn(node, [bin, ...args], {
+    stdio: ["ignore", "pipe", "pipe"],
+    env: { ...process.env, NO_COLOR: "1" }
+  })
   let [out, err] = ["", ""]
   child.stdout.on("data", (chunk: Buffer) => (out += chunk.toString()))
   child.stderr.on("data", (chunk: Buffer) => (err += chunk.toString()))

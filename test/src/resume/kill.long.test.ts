@@ -16,7 +16,9 @@ it("30 kills at random moments, at least 10 of them inside of a checkpoint write
       for (let n = 0; n < 5; n++) {
         const atWrite = Math.random() < 0.5
         const steps = Math.floor(Math.random() * 6)
-        const moment = atWrite ? ({ kind: "write" } as const) : ({ kind: "step", steps, millis: Math.random() * 60 } as const)
+        const moment = atWrite
+          ? ({ kind: "write" } as const)
+          : ({ kind: "step", steps, millis: Math.random() * 60 } as const)
         const { inWrite, over } = await kill(run, n > 0, moment)
         if (over) break
         kills += 1

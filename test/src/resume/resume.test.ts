@@ -48,7 +48,13 @@ const part = Effect.fnUntraced(function* (recipe: ReturnType<typeof recipeOf>, u
   if ((yield* store.list).length === 0) yield* Trainer.initialise(training, recipe.seed)
   else yield* Trainer.restore(training, yield* store.open("latest"))
   const schedule = Experiment.schedule(recipe, stepCount)
-  const reports = yield* Trainer.steps(training, { run: "resume", data, schedule, totalSteps: stepCount, seed: recipe.seed }).pipe(
+  const reports = yield* Trainer.steps(training, {
+    run: "resume",
+    data,
+    schedule,
+    totalSteps: stepCount,
+    seed: recipe.seed
+  }).pipe(
     Stream.takeUntil((report) => report.step === until),
     Stream.runCollect
   )
@@ -74,13 +80,25 @@ describe("training that was stopped and goes on equals training that was not, bi
   it.live.each([
     // 60,000 digits make 10 batches of 6,000: the run crosses from one epoch to the next.
     ["adamw, averaged weights, across an epoch", { batchSize: 6000, ema: 0.9 }],
-    ["sgd, bf16, microbatches, mixed pictures", { batchSize: 64, microbatches: 4, precision: "bf16", mixup: 0.2, cutmix: 1, optimizer: { name: "sgd", learningRate: 0.05, momentum: 0.9 } }],
+    [
+      "sgd, bf16, microbatches, mixed pictures",
+      {
+        batchSize: 64,
+        microbatches: 4,
+        precision: "bf16",
+        mixup: 0.2,
+        cutmix: 1,
+        optimizer: { name: "sgd", learningRate: 0.05, momentum: 0.9 }
+      }
+    ],
     ["f16 with a loss scale that falls", { batchSize: 64, precision: "f16", optimizer: { learningRate: 1e-3 } }]
   ] as const)("%s", ([, values]) =>
     Effect.gen(function* () {
       const recipe = recipeOf(values)
       const whole = yield* inFolder(part(recipe, stepCount))
-      const [first, second, third] = yield* inFolder(Effect.all([part(recipe, 5), part(recipe, 6), part(recipe, stepCount)]))
+      const [first, second, third] = yield* inFolder(
+        Effect.all([part(recipe, 5), part(recipe, 6), part(recipe, stepCount)])
+      )
       assert.strictEqual(whole.position.step, stepCount)
       assert.deepStrictEqual([...first.losses, ...second.losses, ...third.losses], whole.losses)
       assert.deepStrictEqual(third.position, whole.position)
@@ -95,7 +113,18 @@ it("Ctrl-C finishes the step, saves, says so and exits with 130", { timeout: 60_
   const folder = mkdtempSync(join(tmpdir(), "tessera-stop-"))
   try {
     const run = join(folder, "run")
-    const args = ["train", "mnist", ...tiny, "--json", "--run", run, "--set", "steps=100000", "--set", "checkpoint.every=end"]
+    const args = [
+      "train",
+      "mnist",
+      ...tiny,
+      "--json",
+      "--run",
+      run,
+      "--set",
+      "steps=100000",
+      "--set",
+      "checkpoint.every=end"
+    ]
     const { child, ended, output } = start(...args)
     while (output().split("\n").length < 5) await new Promise((next) => setTimeout(next, 10))
     child.kill("SIGINT")

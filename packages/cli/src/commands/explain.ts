@@ -27,7 +27,11 @@ const configuration = ({ provenance, recipe }: Resolved) =>
   factsOf(recipe).map(([key, value]) => ({ key, value, source: provenance.get(key) ?? "default" }))
 
 const bytesText = (bytes: number): string =>
-  bytes >= 2 ** 30 ? `${(bytes / 2 ** 30).toFixed(2)} GiB` : bytes >= 2 ** 20 ? `${(bytes / 2 ** 20).toFixed(1)} MiB` : `${(bytes / 1024).toFixed(1)} KiB`
+  bytes >= 2 ** 30
+    ? `${(bytes / 2 ** 30).toFixed(2)} GiB`
+    : bytes >= 2 ** 20
+      ? `${(bytes / 2 ** 20).toFixed(1)} MiB`
+      : `${(bytes / 1024).toFixed(1)} KiB`
 
 const sum = (numbers: ReadonlyArray<number>) => numbers.reduce((a, b) => a + b, 0)
 
@@ -51,7 +55,8 @@ const measure = Effect.fnUntraced(function* (recipe: Recipe) {
   const executable = yield* backend.compile(program, { donated: step.donated })
   const dtypes: Record<string, number> = {}
   for (const equation of program.equations)
-    for (const output of equation.outputs) dtypes[output.type.dtype] = (dtypes[output.type.dtype] ?? 0) + bytesOf(output.type)
+    for (const output of equation.outputs)
+      dtypes[output.type.dtype] = (dtypes[output.type.dtype] ?? 0) + bytesOf(output.type)
   const cost = Program.cost(program)
   return {
     name: recipe.name,
@@ -80,7 +85,9 @@ export const explain = Effect.fn("explain")(function* (input: ExplainInput) {
   const resolved = yield* RecipeSource.load(input.recipe, { set: input.set })
   if (input.config) {
     const all = configuration(resolved)
-    return yield* input.json ? printJson(all) : print(table(all.map(({ key, source, value }) => [`${key} = ${value}`, source])))
+    return yield* input.json
+      ? printJson(all)
+      : print(table(all.map(({ key, source, value }) => [`${key} = ${value}`, source])))
   }
   const { recipe } = resolved
   const { program, ...facts } = yield* measure(recipe).pipe(Effect.scoped, Effect.provide(Backends.layer(input)))

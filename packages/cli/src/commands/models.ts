@@ -46,5 +46,7 @@ export const models = Effect.fn("models")(function* (input: { readonly json: boo
     `${(m.forwardFlops / 1e9).toFixed(m.forwardFlops < 1e9 ? 3 : 1)}`
   ])
   yield* print(table([["preset", "pixels", "patch", "hidden", "layers", "heads", "parameters", "GFLOP"], ...rows]))
-  yield* print("\nParameters with the preset's own head; FLOPs of one picture's forward pass without head. --json: with every head.")
+  yield* print(
+    "\nParameters with the preset's own head; FLOPs of one picture's forward pass without head. --json: with every head."
+  )
 })

@@ -36,12 +36,16 @@ const results = ({ paths, summary }: Done): Effect.Effect<void> => {
       `${summary.steps} steps in ${duration(summary.seconds)} (${speed})`,
       ...(validation === undefined
         ? []
-        : [`${percent(validation.accuracy)} of ${validation.samples} test pictures right, loss ${validation.loss.toFixed(4)}`]),
+        : [
+            `${percent(validation.accuracy)} of ${validation.samples} test pictures right, loss ${validation.loss.toFixed(4)}`
+          ]),
       `curves, predictions and the report: ${paths.report}`,
       "",
       "Next:",
       `  tessera evaluate ${folder}`,
-      ...(validation === undefined ? [] : [`  tessera predict ${folder} ${paths.sample} --attention ${join(folder, "attention.png")}`])
+      ...(validation === undefined
+        ? []
+        : [`  tessera predict ${folder} ${paths.sample} --attention ${join(folder, "attention.png")}`])
     ].join("\n")
   )
 }

@@ -10,11 +10,11 @@ export const mnist = {
   description: "A small vision transformer on MNIST",
   model: {
     imageSize: { height: 28, width: 28 },
-    patch: 4,
+    patch: 7,
     channels: 1,
     hidden: 64,
     mlp: 192,
-    heads: 4,
+    heads: 2,
     layers: 4,
     pooling: "meanPatches",
     classTokens: 0
@@ -27,10 +27,10 @@ export const mnist = {
     augmentation: { crop: "pad", padding: 2 }
   },
   batchSize: 128,
-  epochs: 5,
-  optimizer: { name: "adamw", learningRate: 2e-3, weightDecay: 0.05, b2: 0.98 },
+  epochs: 4,
+  optimizer: { name: "adamw", learningRate: 3e-3, weightDecay: 0.05, b2: 0.98 },
   schedule: { name: "cosine", warmup: 150 },
-  precision: "f32",
+  precision: "bf16",
   clip: 1,
   seed: 1
 } as const
