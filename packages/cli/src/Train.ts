@@ -99,8 +99,9 @@ const loop = Effect.fnUntraced(function* ({ folder, json, recipe, resume }: Trai
       data: data.data,
       schedule,
       totalSteps,
-      seed: recipe.seed
-    }).pipe(Stream.tap(tracker.report))
+      seed: recipe.seed,
+      onStep: tracker.report
+    })
     const evaluated =
       evaluateEvery === null
         ? reports

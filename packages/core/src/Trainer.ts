@@ -188,6 +188,8 @@ export interface StepsOptions<E, R> {
   /** The stream ends when this many steps are done, those before a resume included. */
   readonly totalSteps: number
   readonly seed: number
+  /** Called with every report before an interruption may come in between: what is saved then was also reported. The stream gives the same report. */
+  readonly onStep?: (report: StepReport) => Effect.Effect<void>
 }
 
 interface Slot {
@@ -254,11 +256,17 @@ export const steps = <E, R>(
         if (ready.length === 0) ready.push(...(yield* pull))
         const { batch, slot } = ready.shift()!
         const waited = (yield* seconds) - began
-        const done = yield* advance(training, options, batch, [...slot.buffers, ...scalars])
+        const report = yield* Effect.uninterruptible(
+          Effect.gen(function* () {
+            const done = yield* advance(training, options, batch, [...slot.buffers, ...scalars])
+            const full: StepReport = { ...done, seconds: (yield* seconds) - began, dataSeconds: waited }
+            if (options.onStep !== undefined) yield* options.onStep(full)
+            return full
+          })
+        )
         yield* Queue.offer(free, slot)
         // A fiber gives way by itself only every 2048 operations: without this no timer and no signal would be served.
         yield* Effect.yieldNow
-        const report: StepReport = { ...done, seconds: (yield* seconds) - began, dataSeconds: waited }
         return [report] as const
       })
       return Stream.fromPull(Effect.succeed(next))
@@ -272,51 +280,49 @@ const mismatch = (step: number, name: string, bytes: number, found: Uint8Array |
     detail: `the step needs ${bytes} bytes of "${name}" in every batch, the data gave ${found === undefined ? "none" : found.byteLength}`
   })
 
-/** One step, whole or not at all. `inputs` are the batch and the four scalars. */
+/** One step; to be run without interruption, so that it is whole or not at all. `inputs` are the batch and the four scalars. */
 const advance = <E, R>(
   training: Training,
   { run, schedule, seed, totalSteps }: StepsOptions<E, R>,
   batch: DataBatch,
   inputs: ReadonlyArray<Buffer>
 ) =>
-  Effect.uninterruptible(
-    Effect.gen(function* () {
-      const backend = yield* Backend
-      const before = yield* Ref.get(training.position)
-      const step = before.step + 1
-      const learningRate = schedule.at(before.step)
-      const values = [learningRate, step, stepSeed(seed, step), before.lossScale.scale]
-      for (const [i, buffer] of inputs.slice(-4).entries())
-        yield* backend.write(buffer, Host.toBytes(Host.scalar(values[i]!, buffer.type.dtype)))
-      const outputs = yield* training.executable.run([...training.held.map((h) => h.buffer), ...inputs])
-      const metrics: Record<string, number> = {}
-      for (const [i, name] of training.metrics.entries()) {
-        const { axes, dtype } = outputs[training.held.length + i]!.type
-        const bytes = yield* backend.read(outputs[training.held.length + i]!)
-        metrics[name] = Host.fromBytes(axes, dtype, bytes).data[0]!
-      }
-      const finite = metrics["finite"] === 1
-      if (!finite && training.precision.lossScale === null)
-        return yield* new TrainError({ reason: "LossNotFinite", step, detail: notFinite(metrics, learningRate) })
-      const lossScale = Precision.nextLossScale(training.precision, before.lossScale, finite)
-      const skipped = before.skipped + batch.skipped
-      yield* Ref.set(training.position, { step, cursor: batch.cursor, epoch: batch.epoch, skipped, lossScale })
-      const { correct, weight } = metrics
-      return {
-        run,
-        step,
-        totalSteps,
-        epoch: batch.epoch,
-        loss: metrics["loss"]!,
-        learningRate,
-        gradientNorm: metrics["gradientNorm"]!,
-        ...(correct === undefined || weight === undefined ? {} : { accuracy: weight === 0 ? 0 : correct / weight }),
-        samples: batch.samples,
-        skippedSamples: skipped,
-        ...(training.precision.lossScale === null ? {} : { lossScale: before.lossScale.scale })
-      }
-    }).pipe(Effect.withSpan("Trainer.step", { attributes: { run } }))
-  )
+  Effect.gen(function* () {
+    const backend = yield* Backend
+    const before = yield* Ref.get(training.position)
+    const step = before.step + 1
+    const learningRate = schedule.at(before.step)
+    const values = [learningRate, step, stepSeed(seed, step), before.lossScale.scale]
+    for (const [i, buffer] of inputs.slice(-4).entries())
+      yield* backend.write(buffer, Host.toBytes(Host.scalar(values[i]!, buffer.type.dtype)))
+    const outputs = yield* training.executable.run([...training.held.map((h) => h.buffer), ...inputs])
+    const metrics: Record<string, number> = {}
+    for (const [i, name] of training.metrics.entries()) {
+      const { axes, dtype } = outputs[training.held.length + i]!.type
+      const bytes = yield* backend.read(outputs[training.held.length + i]!)
+      metrics[name] = Host.fromBytes(axes, dtype, bytes).data[0]!
+    }
+    const finite = metrics["finite"] === 1
+    if (!finite && training.precision.lossScale === null)
+      return yield* new TrainError({ reason: "LossNotFinite", step, detail: notFinite(metrics, learningRate) })
+    const lossScale = Precision.nextLossScale(training.precision, before.lossScale, finite)
+    const skipped = before.skipped + batch.skipped
+    yield* Ref.set(training.position, { step, cursor: batch.cursor, epoch: batch.epoch, skipped, lossScale })
+    const { correct, weight } = metrics
+    return {
+      run,
+      step,
+      totalSteps,
+      epoch: batch.epoch,
+      loss: metrics["loss"]!,
+      learningRate,
+      gradientNorm: metrics["gradientNorm"]!,
+      ...(correct === undefined || weight === undefined ? {} : { accuracy: weight === 0 ? 0 : correct / weight }),
+      samples: batch.samples,
+      skippedSamples: skipped,
+      ...(training.precision.lossScale === null ? {} : { lossScale: before.lossScale.scale })
+    }
+  }).pipe(Effect.withSpan("Trainer.step", { attributes: { run } }))
 
 const notFinite = (metrics: Readonly<Record<string, number>>, learningRate: number): string =>
   `the loss is ${metrics["loss"]} and the norm of the gradients ${metrics["gradientNorm"]} at learning rate ${learningRate}; parameters are those before this step (lower the learning rate, clip gradients, or look at the data)`
