@@ -106,6 +106,9 @@ const waitForOthers = (target: string, lock: string) =>
     }
   })
 
+/** nodelete: koffi closes a library once nobody refers to its functions, which would unmap the code that threads of a pool still run. */
+const linkFlags = ["-shared", "-pthread", "-Wl,-z,nodelete"]
+
 /** Path of the compiled library, compiling it when the cache has none for these sources, flags and compiler. */
 export const build = Effect.fn("NativeLibrary.build")(function* (options: LibraryOptions) {
   if (process.platform !== "linux" || (process.arch !== "x64" && process.arch !== "arm64")) {
@@ -130,7 +133,7 @@ export const build = Effect.fn("NativeLibrary.build")(function* (options: Librar
   const texts = yield* attempt("SourceRejected", "native sources", () =>
     Promise.all(names.map((n) => fs.readFile(path.join(sourceDir, n))))
   )
-  const hash = createHash("sha256").update(JSON.stringify([isas[isa]!.flags, compiler, process.arch]))
+  const hash = createHash("sha256").update(JSON.stringify([isas[isa]!.flags, compiler, linkFlags, process.arch]))
   names.forEach((n, i) => hash.update(n).update(texts[i]!))
   const cache =
     options.cacheDir ?? path.join(process.env["XDG_CACHE_HOME"] ?? path.join(homedir(), ".cache"), "tessera", "native")
@@ -180,7 +183,7 @@ export const build = Effect.fn("NativeLibrary.build")(function* (options: Librar
     yield* Effect.forEach(units, (n, i) => compile(n, i), { concurrency: availableParallelism(), discard: true })
     const library = path.join(work, "library.so")
     const linked = yield* attempt("SourceRejected", "linking", () =>
-      run(compiler, ["-shared", "-pthread", ...objects, "-o", library])
+      run(compiler, [...linkFlags, ...objects, "-o", library])
     )
     if (linked.code !== 0)
       return yield* failed("SourceRejected", `linking the native kernels failed:\n${linked.output.slice(0, 2000)}`)
