@@ -5,6 +5,9 @@
 
 namespace tessera {
 
+// About 100 microseconds. A thread that waits longer waits for one that was put off its core: spinning on would only keep the core from it.
+constexpr int longestSpin = 4000;
+
 Scratch::~Scratch() {
   if (data_) munmap(data_, bytes_);
 }
@@ -59,7 +62,7 @@ void Pool::work(int thread) {
     seen = now;
     if (stop_) return;
     function_(context_, thread);
-    done_.fetch_add(1, std::memory_order_acq_rel);
+    if (done_.fetch_add(1, std::memory_order_acq_rel) == threads_ - 2) done_.notify_one();
   }
 }
 
@@ -70,10 +73,10 @@ void Pool::start(void (*function)(void*, int), void* context) {
   generation_.fetch_add(1, std::memory_order_acq_rel);
   generation_.notify_all();
   function(context, 0);
-  int spins = 0;
-  while (done_.load(std::memory_order_acquire) != threads_ - 1) {
-    if (++spins < 20000) relax();
-    else std::this_thread::yield();
+  int spins = 0, done;
+  while ((done = done_.load(std::memory_order_acquire)) != threads_ - 1) {
+    if (++spins < longestSpin) relax();
+    else done_.wait(done, std::memory_order_acquire);
   }
 }
 
@@ -83,12 +86,13 @@ void Pool::barrier() {
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) == active_ - 1) {
     arrived_.store(0, std::memory_order_relaxed);
     passed_.fetch_add(1, std::memory_order_acq_rel);
+    passed_.notify_all();
     return;
   }
   int spins = 0;
   while (passed_.load(std::memory_order_acquire) == passed) {
-    if (++spins < 20000) relax();
-    else std::this_thread::yield();
+    if (++spins < longestSpin) relax();
+    else passed_.wait(passed, std::memory_order_acquire);
   }
 }
 
