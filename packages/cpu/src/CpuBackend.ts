@@ -11,7 +11,8 @@ import type { Buffer, CompileOptions, EquationProfile, Executable } from "@tesse
 import { Backend } from "@tessera/core/services/Backend"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import * as Scope from "effect/Scope"
+import type * as Scope from "effect/Scope"
+import * as Semaphore from "effect/Semaphore"
 import { availableParallelism } from "node:os"
 import * as Nest from "./emit/nest.ts"
 import { isPointwise, isSource } from "./emit/pointwise.ts"
@@ -29,16 +30,27 @@ export interface CpuOptions extends NativeLibrary.LibraryOptions {
   readonly memory?: MemoryKind
 }
 
-interface CpuBuffer extends Buffer {
-  readonly address: bigint
+/** Native memory; `address` is 0 once it has been given back. */
+interface Block {
+  address: bigint
+}
+
+interface CpuBuffer extends Buffer, Block {}
+
+/** A run that the library is at work on. */
+interface Running {
+  readonly bindings: BigInt64Array
+  readonly cancel: Int32Array
+  /** Never rejects. */
+  readonly done: Promise<void>
 }
 
 const wrong = (detail: string) => new DeviceError({ backend: "cpu", reason: "WrongBuffer", detail })
 
-const owned = (buffer: Buffer): Effect.Effect<CpuBuffer, DeviceError> =>
-  "address" in buffer
-    ? Effect.succeed(buffer as CpuBuffer)
-    : Effect.fail(wrong("a buffer of another backend was given"))
+const owned = (buffer: Buffer): CpuBuffer | DeviceError => {
+  if (!("address" in buffer)) return wrong("a buffer of another backend was given")
+  return buffer.address === 0n ? wrong("a buffer was given whose scope has closed") : (buffer as CpuBuffer)
+}
 
 const statusText = (status: number, equation: Equation | undefined): DeviceError => {
   const where =
@@ -73,6 +85,13 @@ const make = Effect.fn("CpuBackend.make")(function* (options: CpuOptions) {
   const library = yield* NativeLibrary.load(options)
   const threads = options.threads ?? availableParallelism()
   const kind = memoryKinds[options.memory ?? "private"]
+  const running = new Set<Running>()
+  /** Cancels these runs and waits for the kernels that they are in: nothing is freed that the library still writes. */
+  const settle = (which: (run: Running) => boolean): Effect.Effect<void> => {
+    const found = [...running].filter(which)
+    for (const { cancel } of found) cancel[0] = 1
+    return found.length === 0 ? Effect.void : Effect.promise(() => Promise.all(found.map(({ done }) => done)))
+  }
   const pool = yield* Effect.acquireRelease(
     Effect.suspend(() => {
       const p = library.poolCreate(threads)
@@ -86,32 +105,43 @@ const make = Effect.fn("CpuBackend.make")(function* (options: CpuOptions) {
           )
         : Effect.succeed(p)
     }),
-    (p) => Effect.sync(() => library.poolDestroy(p))
+    (p) =>
+      Effect.andThen(
+        settle(() => true),
+        Effect.sync(() => library.poolDestroy(p))
+      )
   )
+  // The library does one run at a time; those that wait here hold no thread of libuv and can be interrupted at once.
+  const turn = yield* Semaphore.make(1)
 
-  const memory = (bytes: number): Effect.Effect<{ readonly address: bigint }, DeviceError, Scope.Scope> => {
+  const memory = (bytes: number): Effect.Effect<Block, DeviceError, Scope.Scope> => {
     const size = Math.max(64, bytes)
-    return Effect.map(
-      Effect.acquireRelease(
+    return Effect.acquireRelease(
+      Effect.suspend(() => {
+        const address = library.memoryCreate(size, kind)
+        return address === null
+          ? Effect.fail(
+              new DeviceError({
+                backend: "cpu",
+                reason: "OutOfMemory",
+                detail: `cannot get ${size} bytes (${(size / 2 ** 20).toFixed(0)} MiB)`
+              })
+            )
+          : Effect.succeed<Block>({ address })
+      }),
+      (block) =>
         Effect.suspend(() => {
-          const address = library.memoryCreate(size, kind)
-          return address === null
-            ? Effect.fail(
-                new DeviceError({
-                  backend: "cpu",
-                  reason: "OutOfMemory",
-                  detail: `cannot get ${size} bytes (${(size / 2 ** 20).toFixed(0)} MiB)`
-                })
-              )
-            : Effect.succeed(address)
-        }),
-        (address) => Effect.sync(() => library.memoryDestroy(address, size, kind))
-      ),
-      (address) => ({ address })
+          const { address } = block
+          block.address = 0n
+          return Effect.andThen(
+            settle((run) => run.bindings.includes(address)),
+            Effect.sync(() => library.memoryDestroy(address, size, kind))
+          )
+        })
     )
   }
   const allocate = (type: TensorType): Effect.Effect<CpuBuffer, DeviceError, Scope.Scope> =>
-    Effect.map(memory(bytesOf(type)), (m) => ({ type, bytes: bytesOf(type), ...m }))
+    Effect.map(memory(bytesOf(type)), (block) => Object.assign(block, { type, bytes: bytesOf(type) }))
 
   const compile = Effect.fn("CpuBackend.compile")(function* <I, O>(
     program: Program.Program<I, O>,
@@ -141,6 +171,7 @@ const make = Effect.fn("CpuBackend.make")(function* (options: CpuOptions) {
     const arena = yield* memory(plan.arenaBytes)
     // Binding 0 is the arena, then inputs, then outputs that have memory of their own.
     const inputCount = program.inputs.length
+    const inputTypes = program.inputs.map(({ type }) => ({ ...type, bytes: bytesOf(type) }))
     const outputs: Array<CpuBuffer | null> = []
     for (let i = 0; i < plan.outputs.length; i++) {
       outputs.push(plan.outputs[i]!.donated === null ? yield* allocate(program.outputs[i]!.type) : null)
@@ -154,51 +185,61 @@ const make = Effect.fn("CpuBackend.make")(function* (options: CpuOptions) {
       }
     )
     const equations = plan.equations
+    /** Addresses of everything that a run works on, or what is wrong with an input. */
+    const bind = (inputs: ReadonlyArray<Buffer>): BigInt64Array | DeviceError => {
+      if (inputs.length !== inputCount) return wrong(`the program takes ${inputCount} inputs, found ${inputs.length}`)
+      if (arena.address === 0n) return wrong("the scope of the program has closed")
+      const bindings = new BigInt64Array(1 + inputCount + outputs.length)
+      bindings[0] = arena.address
+      for (const [i, buffer] of inputs.entries()) {
+        const found = owned(buffer)
+        if (found instanceof DeviceError) return found
+        const expected = inputTypes[i]!
+        if (found.type.dtype !== expected.dtype || found.bytes !== expected.bytes) {
+          return wrong(
+            `input ${i} is ${found.type.dtype}${Axis.print(found.type.axes)}, expected ${expected.dtype}${Axis.print(expected.axes)}`
+          )
+        }
+        bindings[1 + i] = found.address
+      }
+      for (const [i, output] of outputs.entries()) if (output !== null) bindings[1 + inputCount + i] = output.address
+      return bindings
+    }
     const execute = (
       inputs: ReadonlyArray<Buffer>,
       profile: Float64Array | null
     ): Effect.Effect<ReadonlyArray<Buffer>, DeviceError> =>
-      Effect.gen(function* () {
-        if (inputs.length !== inputCount)
-          return yield* wrong(`the program takes ${inputCount} inputs, found ${inputs.length}`)
-        const bindings = new BigInt64Array(1 + inputCount + outputs.length)
-        bindings[0] = arena.address
-        const given: Array<CpuBuffer> = []
-        for (let i = 0; i < inputCount; i++) {
-          const b = yield* owned(inputs[i]!)
-          const expected = program.inputs[i]!.type
-          if (b.type.dtype !== expected.dtype || b.bytes !== bytesOf(expected)) {
-            return yield* wrong(
-              `input ${i} is ${b.type.dtype}${Axis.print(b.type.axes)}, expected ${expected.dtype}${Axis.print(expected.axes)}`
-            )
-          }
-          bindings[1 + i] = b.address
-          given.push(b)
-        }
-        outputs.forEach((o, i) => {
-          if (o !== null) bindings[1 + inputCount + i] = o.address
-        })
+      // Binding and starting are one synchronous act: no scope can close between them.
+      Effect.callback<ReadonlyArray<Buffer>, DeviceError>((resume) => {
+        const bindings = bind(inputs)
+        if (bindings instanceof DeviceError) return resume(Effect.fail(bindings))
         const cancel = new Int32Array(1)
         const error = BigInt64Array.of(-1n)
-        // Uninterruptible while the library may still write; interruption sets the flag and waits for the current kernel.
-        const status = yield* Effect.callback<number, DeviceError>((resume) => {
-          const done = library.run({ pool, plan: words, bindings, cancel, profile, error })
-          done.then(
-            (s) => resume(Effect.succeed(s)),
-            (e: unknown) =>
+        const run: Running = {
+          bindings,
+          cancel,
+          done: library.run({ pool, plan: words, bindings, cancel, profile, error }).then(
+            (status) => {
+              running.delete(run)
+              resume(
+                status === 0
+                  ? Effect.succeed(outputs.map((output, i) => output ?? inputs[plan.outputs[i]!.donated!]!))
+                  : Effect.fail(statusText(status, equations[Number(error[0])]))
+              )
+            },
+            (e: unknown) => {
+              running.delete(run)
               resume(Effect.fail(new DeviceError({ backend: "cpu", reason: "LaunchFailed", detail: String(e) })))
+            }
           )
-          return Effect.promise(() => {
-            cancel[0] = 1
-            return done.then(
-              () => {},
-              () => {}
-            )
-          })
+        }
+        running.add(run)
+        // Interruption sets the flag and waits for the current kernel: nobody may free what the library still writes.
+        return Effect.promise(() => {
+          cancel[0] = 1
+          return run.done
         })
-        if (status !== 0) return yield* statusText(status, equations[Number(error[0])])
-        return program.outputs.map((_, i) => outputs[i] ?? given[plan.outputs[i]!.donated!]!)
-      })
+      }).pipe(turn.withPermit)
     const executable: Executable = {
       run: (inputs) => execute(inputs, null),
       profile: (inputs) => {
@@ -223,20 +264,25 @@ const make = Effect.fn("CpuBackend.make")(function* (options: CpuOptions) {
     compile,
     allocate,
     write: (buffer, bytes) =>
-      Effect.flatMap(owned(buffer), (b) =>
-        bytes.byteLength === b.bytes
-          ? Effect.sync(() => (b.bytes === 0 ? undefined : library.write(b.address, bytes, b.bytes)))
-          : Effect.fail(
-              wrong(
-                `${bytes.byteLength} bytes were given for ${b.type.dtype}${Axis.print(b.type.axes)}, which needs ${b.bytes}`
-              )
+      Effect.suspend(() => {
+        const found = owned(buffer)
+        if (found instanceof DeviceError) return Effect.fail(found)
+        if (bytes.byteLength !== found.bytes)
+          return Effect.fail(
+            wrong(
+              `${bytes.byteLength} bytes were given for ${found.type.dtype}${Axis.print(found.type.axes)}, which needs ${found.bytes}`
             )
-      ),
+          )
+        if (found.bytes > 0) library.write(found.address, bytes, found.bytes)
+        return Effect.void
+      }),
     read: (buffer) =>
-      Effect.map(owned(buffer), (b) => {
-        const bytes = new Uint8Array(b.bytes)
-        if (b.bytes > 0) library.read(bytes, b.address, b.bytes)
-        return bytes
+      Effect.suspend(() => {
+        const found = owned(buffer)
+        if (found instanceof DeviceError) return Effect.fail(found)
+        const bytes = new Uint8Array(found.bytes)
+        if (found.bytes > 0) library.read(bytes, found.address, found.bytes)
+        return Effect.succeed(bytes)
       })
   })
 })
