@@ -120,8 +120,8 @@ const arraysOf = (batch: Loader.Batch): DataBatch["arrays"] => ({
   images: bytes(batch.images),
   labels: bytes(batch.labels),
   weights: bytes(batch.weights),
-  // Random bits are drawn by place in the batch; the seed changes every step.
-  examples: bytes(Uint32Array.from({ length: batch.size }, (_, row) => row)),
+  // Random bits are drawn by sample, wherever in the batch and on whichever rank it stands; the seed changes every step.
+  examples: bytes(Uint32Array.from(batch.indices)),
   ...(batch.softLabels === undefined ? {} : { targets: bytes(batch.softLabels) })
 })
 
@@ -200,7 +200,7 @@ export const evaluation = (
       classCount: recipe.data.classes
     })
     return {
-      name: source.name,
+      name: spec,
       sampleCount: source.count,
       classes: loader.classes,
       source,

@@ -86,9 +86,12 @@ export const fromRun = Effect.fn("LoadedModel.fromRun")(function* (path: string)
   }).pipe(Effect.provide(FileCheckpoints.layer({ folder, owner: false })))
 })
 
-/** Layouts of published weights: the model and data they belong to, and where each tensor goes. */
+/** Layouts of published weights: the model and data they belong to, and where each tensor goes. Published results are those of f32. */
 const layouts = {
-  "vit-mnist": { names: VitMnist.names, values: { ...mnist, name: "vit-mnist", model: VitMnist.config } }
+  "vit-mnist": {
+    names: VitMnist.names,
+    values: { ...mnist, name: "vit-mnist", model: VitMnist.config, precision: "f32" }
+  }
 } as const
 export type LayoutName = keyof typeof layouts
 export const layoutNames = Object.keys(layouts) as ReadonlyArray<LayoutName>

@@ -6,6 +6,9 @@ export const print = (text: string): Effect.Effect<void> => Effect.sync(() => vo
 
 export const note = (text: string): Effect.Effect<void> => Effect.sync(() => void process.stderr.write(`${text}\n`))
 
+/** How this command is called here: by name when it is installed, through pnpm in a clone of the repository. */
+export const command = import.meta.url.includes("/node_modules/") ? "npx tessera" : "npx --yes pnpm@12 tessera"
+
 /** One JSON value on a line of its own. */
 export const printJson = (value: unknown): Effect.Effect<void> => print(JSON.stringify(value))
 

@@ -12,6 +12,7 @@ import {
   LabelOutOfRange,
   MissingComponent,
   reading,
+  ShardUnavailable,
   TarCorrupt,
   textOf
 } from "./Errors.ts"
@@ -265,10 +266,65 @@ const toImageSample = (
       })
 }
 
+/** Archives that take no more than this together are read whole: a shuffled pass then costs one read a shard instead of one a sample. */
+const wholeBytes = 256 * 1024 * 1024
+
 type ArchiveReader = (shard: number, member: Tar.Member) => Effect.Effect<Uint8Array, DataError>
 
-/** Opens archives as they are needed and closes the least recently opened beyond `openFilesCount`. */
+/** Members of archives, from memory where all of them fit, else by one read each. */
 const archiveReader = (archives: ReadonlyArray<string>): Effect.Effect<ArchiveReader, never, Scope.Scope> =>
+  Effect.flatMap(
+    Effect.promise(() =>
+      Promise.all(
+        archives.map((file) =>
+          stat(file).then(
+            (s) => s.size,
+            () => Infinity
+          )
+        )
+      )
+    ),
+    (sizes) =>
+      sizes.reduce((sum, n) => sum + n, 0) <= wholeBytes
+        ? Effect.succeed(wholeReader(archives))
+        : memberReader(archives)
+  )
+
+const wholeReader = (archives: ReadonlyArray<string>): ArchiveReader => {
+  const held = new Map<number, Promise<Uint8Array>>()
+  return (shard, member) =>
+    Effect.flatMap(
+      Effect.tryPromise({
+        try: () => {
+          const known = held.get(shard) ?? readFile(archives[shard]!)
+          held.set(shard, known)
+          return known
+        },
+        catch: (cause) =>
+          new DataError({
+            reason: new ShardUnavailable({ file: archives[shard]!, expected: "a tar file", found: textOf(cause) })
+          })
+      }),
+      (bytes) => {
+        const part = bytes.subarray(member.offset, member.offset + member.size)
+        return part.byteLength === member.size
+          ? Effect.succeed(part)
+          : Effect.fail(
+              new DataError({
+                reason: new TarCorrupt({
+                  file: archives[shard]!,
+                  offset: member.offset,
+                  expected: `${member.size} bytes of ${member.name}`,
+                  found: `${part.byteLength}`
+                })
+              })
+            )
+      }
+    )
+}
+
+/** Opens archives as they are needed and closes the least recently opened beyond `openFilesCount`. */
+const memberReader = (archives: ReadonlyArray<string>): Effect.Effect<ArchiveReader, never, Scope.Scope> =>
   Effect.map(
     Effect.acquireRelease(
       Effect.sync(() => new Map<number, Promise<FileHandle>>()),

@@ -4,7 +4,7 @@ import * as Effect from "effect/Effect"
 import { join } from "node:path"
 import * as Backends from "../Backends.ts"
 import type { Layer } from "../Layers.ts"
-import { percent, print, printJson } from "../Output.ts"
+import { command, percent, print, printJson } from "../Output.ts"
 import * as RecipeSource from "../RecipeSource.ts"
 import * as RunFolder from "../RunFolder.ts"
 import * as Train from "../Train.ts"
@@ -42,10 +42,10 @@ const results = ({ paths, summary }: Done): Effect.Effect<void> => {
       `curves, predictions and the report: ${paths.report}`,
       "",
       "Next:",
-      `  tessera evaluate ${folder}`,
+      `  ${command} evaluate ${folder}`,
       ...(validation === undefined
         ? []
-        : [`  tessera predict ${folder} ${paths.sample} --attention ${join(folder, "attention.png")}`])
+        : [`  ${command} predict ${folder} ${paths.sample} --attention ${join(folder, "attention.png")}`])
     ].join("\n")
   )
 }
@@ -59,7 +59,7 @@ export const train = Effect.fn("train")(function* (input: TrainInput) {
   )
   if (input.json) return yield* printJson({ kind: "result", run: folder, ...done.summary })
   yield* results(done)
-  yield* print(`  tessera train ${input.recipe} --set epochs=${recipe.epochs * 2} --run ${folder}-longer\n`)
+  yield* print(`  ${command} train ${input.recipe} --set epochs=${recipe.epochs * 2} --run ${folder}-longer\n`)
 })
 
 /** Trains the mnist recipe into a new numbered folder. */
