@@ -175,11 +175,11 @@ const joinProduct = (
     return at?.product == null || at === mine ? null : at
   }
   /** No path from the group to what else `e` reads. */
-  const legal = (into: Group, except: ReadonlyArray<Group> = []) =>
+  const legal = (into: Group) =>
     e.inputs.every((x) => {
       const g = x.equation === null ? undefined : groupOf.get(x.equation)
       const id = g === undefined ? -1 : root(g.id)
-      return id < 0 || id === into.id || except.some((o) => o.id === id) || !reaches(id, into.id)
+      return id < 0 || id === into.id || !reaches(id, into.id)
     })
   if (mine.product !== null) {
     const sibling = groups.find(

@@ -282,7 +282,13 @@ export const make = <P>(program: Body, options: Options<P>): Plan<P> => {
         ...sums.map((s) => (k === 0 ? s : null))
       ]
       const out = lower(p.body, inside, places)
-      carry = out.slice(0, p.carried)
+      // A carried value that stands where a sum begins would change when the next iteration adds to it.
+      carry = out.slice(0, p.carried).map((v) => {
+        if (k > 0 || p.size === 1 || !sums.some((s) => s.buffer === v.buffer)) return v
+        const kept = allocate(v.dimensions, v.dtype)
+        options.copy(v, kept, emission)
+        return kept
+      })
       stacks.forEach((s, j) => {
         const slot = pick(s, p.axis, i)
         if (!same(out[p.carried + j]!, slot)) options.copy(out[p.carried + j]!, slot, emission)
@@ -302,6 +308,8 @@ export const make = <P>(program: Body, options: Options<P>): Plan<P> => {
     buffers.push({ bytes: count * DType.bytesOf(x.type.dtype), kind: "input", index: i })
     return { buffer: buffers.length - 1, offset: 0, dtype: x.type.dtype, dimensions: dimensions(x.type.axes) }
   })
+  const problem = donationProblem(program, options.donated)
+  if (problem !== null) throw new Error(problem)
   const donor = new Map(options.donated.map(([from, to]) => [to, from]))
   const outputViews = program.outputs.map((o, i): View => {
     const from = donor.get(i)
@@ -333,6 +341,25 @@ export const make = <P>(program: Body, options: Options<P>): Plan<P> => {
     outputs: outputViews.map((view, i) => ({ view, donated: donated.has(i) ? donor.get(i)! : null })),
     equations
   }
+}
+
+/** What is wrong with the donations, or null: they must pair different inputs with different outputs of the same type. */
+const donationProblem = (
+  program: Body,
+  donated: ReadonlyArray<readonly [input: number, output: number]>
+): string | null => {
+  const [inputs, outputs] = [new Set<number>(), new Set<number>()]
+  for (const [from, to] of donated) {
+    const [input, output] = [program.inputs[from]?.type, program.outputs[to]?.type]
+    if (input === undefined || output === undefined) return `input ${from} is donated to output ${to}: no such pair`
+    if (input.dtype !== output.dtype || !Axis.equal(input.axes, output.axes))
+      return `input ${from}, ${input.dtype}${Axis.print(input.axes)}, is donated to output ${to}, ${output.dtype}${Axis.print(output.axes)}`
+    if (inputs.has(from)) return `input ${from} is donated to two outputs`
+    if (outputs.has(to)) return `output ${to} is donated two inputs`
+    inputs.add(from)
+    outputs.add(to)
+  }
+  return null
 }
 
 const emissionInto = <P>(
@@ -424,10 +451,10 @@ const sameStrides = (a: View, b: View): boolean =>
 
 /** Elementwise launches write over an operand that nobody reads afterwards. */
 const reuse = <P>(launches: ReadonlyArray<Launch<P>>, buffers: ReadonlyArray<Working>) => {
-  const lastRead = new Map<number, number>()
+  const lastUse = new Map<number, number>()
   launches.forEach((l, k) => {
-    for (const r of l.reads) lastRead.set(r.buffer, k)
-    for (const w of l.writes) if (!lastRead.has(w.buffer)) lastRead.set(w.buffer, k)
+    // A write that nobody reads counts too: it must not land in what took the buffer over.
+    for (const v of [...l.reads, ...l.writes]) lastUse.set(v.buffer, k)
   })
   const firstWrite = new Map<number, number>()
   launches.forEach((l, k) => l.writes.forEach((w) => firstWrite.has(w.buffer) || firstWrite.set(w.buffer, k)))
@@ -445,7 +472,7 @@ const reuse = <P>(launches: ReadonlyArray<Launch<P>>, buffers: ReadonlyArray<Wor
         const from = root(r.buffer)
         return (
           buffers[r.buffer]!.kind === "arena" &&
-          lastRead.get(from) === k &&
+          lastUse.get(from) === k &&
           buffers[from]!.bytes === buffers[w.buffer]!.bytes &&
           sameStrides(r, w) &&
           // Every read of that buffer in this launch sees the element it is about to overwrite.
@@ -456,7 +483,7 @@ const reuse = <P>(launches: ReadonlyArray<Launch<P>>, buffers: ReadonlyArray<Wor
       if (donor === undefined) continue
       const from = root(donor.buffer)
       parent.set(w.buffer, from)
-      lastRead.set(from, Math.max(k, lastRead.get(w.buffer) ?? k))
+      lastUse.set(from, Math.max(k, lastUse.get(w.buffer) ?? k))
     }
   })
   const move = (v: View): View => (parent.has(v.buffer) ? { ...v, buffer: root(v.buffer) } : v)

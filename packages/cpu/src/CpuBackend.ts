@@ -45,6 +45,10 @@ interface Running {
   readonly done: Promise<void>
 }
 
+/** Same axes in the same memory order. */
+const sameMemory = (a: Axis.Axes, b: Axis.Axes): boolean =>
+  a.length === b.length && a.every((x, i) => x.name === b[i]!.name && x.size === b[i]!.size)
+
 const wrong = (detail: string) => new DeviceError({ backend: "cpu", reason: "WrongBuffer", detail })
 
 const owned = (buffer: Buffer): CpuBuffer | DeviceError => {
@@ -195,14 +199,27 @@ const make = Effect.fn("CpuBackend.make")(function* (options: CpuOptions) {
         const found = owned(buffer)
         if (found instanceof DeviceError) return found
         const expected = inputTypes[i]!
-        if (found.type.dtype !== expected.dtype || found.bytes !== expected.bytes) {
+        if (found.type.dtype !== expected.dtype || !sameMemory(found.type.axes, expected.axes)) {
           return wrong(
             `input ${i} is ${found.type.dtype}${Axis.print(found.type.axes)}, expected ${expected.dtype}${Axis.print(expected.axes)}`
           )
         }
         bindings[1 + i] = found.address
       }
-      for (const [i, output] of outputs.entries()) if (output !== null) bindings[1 + inputCount + i] = output.address
+      for (const [i, output] of outputs.entries()) {
+        if (output === null) continue
+        if (output.address === 0n) return wrong("the scope of the program has closed")
+        bindings[1 + inputCount + i] = output.address
+      }
+      // What the run writes must be nothing else that it reads: a later kernel would read the new value.
+      const readers = new Map<bigint, number>()
+      for (let b = 1; b <= inputCount; b++) readers.set(bindings[b]!, (readers.get(bindings[b]!) ?? 0) + 1)
+      for (const [i, { donated: from }] of plan.outputs.entries()) {
+        if (from === null && readers.has(bindings[1 + inputCount + i]!))
+          return wrong(`the memory of output ${i} was given as an input of the same program`)
+        if (from !== null && readers.get(bindings[1 + from]!)! > 1)
+          return wrong(`input ${from}, which the program overwrites, was given as another input, too`)
+      }
       return bindings
     }
     const execute = (

@@ -244,6 +244,10 @@ export const emitProduct = (
   if (values.some(([o]) => !place.has(o)) || (values.length > 1 && values.some(([, v]) => v.contracts.length > 1)))
     return false
   const target = (o: AnyTensor): Plan.View => place.get(o)!
+  /** Rows and columns of a matrix are all its axes: others would be batches or repeated, which one product cannot do. */
+  const isMatrix = (v: Plan.View, rows: ReadonlyArray<Nest.Dim>, columns: ReadonlyArray<Nest.Dim>) =>
+    v.dimensions.length === rows.length + columns.length &&
+    [...rows, ...columns].every((d) => v.dimensions.some((o) => o.name === d.name))
   const [x0, y0] = first.inputs.map((x) => viewOf.get(x)!) as [Plan.View, Plan.View]
   const roles = rolesOf(x0, y0, target(values[0]![0]), first.params.over)
   if (roles.batch.length > 0 || roles.m.length === 0) return false
@@ -278,12 +282,12 @@ export const emitProduct = (
       : [views[1], views[0]]
     const k = Nest.memoryOrder(left).filter((d) => contract.params.over.includes(d.name))
     const a = matrix(left, m, k)
-    if (a === null) return false
+    if (a === null || !isMatrix(left, m, k)) return false
     const rights: Array<readonly [Plan.View, readonly [number, number]]> = []
     for (const column of columns) {
       const view = values.length > 1 ? viewOf.get(column.value.contracts[0]!.inputs[1]!)! : right
       const strides = matrix(view, k, column.n)
-      if (strides === null) return false
+      if (strides === null || !isMatrix(view, k, column.n)) return false
       rights.push([view, strides])
     }
     parts.push({ left, a, k, right: rights })
@@ -306,7 +310,9 @@ export const emitProduct = (
           columns.map((c) => c.n),
           emission
         )
-  const precision = x0.dtype === "bf16" && y0.dtype === "bf16" ? 1 : 0
+  // Added products may differ in storage: rounding to bf16 is right only where all are.
+  const isHalf = parts.every((p) => [p.left, ...p.right.map(([v]) => v)].every((v) => v.dtype === "bf16"))
+  const precision = isHalf ? 1 : 0
   const flags =
     (bias === null ? 0 : 1) + (before.some((b) => b !== null) ? 2 : 0) + (residuals.some((r) => r !== null) ? 4 : 0)
   const words: ReadonlyArray<Word> = [

@@ -34,11 +34,15 @@ const relativeIds = (
   return { ids: to, first: 0 }
 }
 
+/** Operations that keep every value; whole numbers that change their storage do too. */
+const keeps = ({ inputs, outputs, primitive }: Equation): boolean =>
+  ["rename", "place", "named", "stopGradient"].includes(primitive.name) ||
+  (primitive.name === "cast" && [inputs[0]!, outputs[0]!].every((x) => ["i32", "u32"].includes(x.type.dtype)))
+
 /** First coordinate of a table where it is known when the plan is made. */
 const firstOf = (e: Equation): number | null => {
   let source = e.inputs[1]!.equation
-  while (source !== null && source.primitive.name !== "iota" && source.inputs.length === 1)
-    source = source.inputs[0]!.equation
+  while (source !== null && keeps(source)) source = source.inputs[0]!.equation
   return source === null || source.primitive.name !== "iota" ? null : source.params.start
 }
 
@@ -205,7 +209,7 @@ export const emitUpdateSlice = (
     operand(ids),
     1,
     ...[vm.CONST_I, 1, 0, 0, 0, whole.size - size.size],
-    ...[vm.IMIN, 2, 0, 1, 0, 0],
+    ...[begin.dtype === "u32" ? vm.UMIN : vm.IMIN, 2, 0, 1, 0, 0],
     ...[vm.CONST_I, 3, 0, 0, 0, 0],
     ...[vm.IMAX, 4, 2, 3, 0, 0],
     ...[vm.IOTA, 5, 0, 0, 0, 2 ** 32],

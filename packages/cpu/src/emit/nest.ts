@@ -151,7 +151,7 @@ export const accumulate = (from: Plan.View, to: Plan.View, emission: Emission): 
 /** The view itself when its axes walk memory exactly in this order without gaps, else a contiguous copy in this order. */
 export const contiguous = (v: Plan.View, dims: ReadonlyArray<Dim>, emission: Emission, dtype = v.dtype): Plan.View => {
   const stride = flat(v, dims)
-  const dense = v.dtype === dtype && stride !== null && (stride === 1 || sizeOf(dims) <= 1)
+  const dense = v.dtype === dtype && stride !== null && (stride === 1 || sizeOf(dims) === 1)
   if (dense) return v
   const to = emission.temporary(dims, dtype)
   copy(v, to, emission)
@@ -165,7 +165,7 @@ export const denseOutput = (
   emission: Emission
 ): { readonly view: Plan.View; readonly finish: () => void } => {
   const stride = flat(v, dims)
-  if (stride !== null && (stride === 1 || sizeOf(dims) <= 1)) return { view: v, finish: () => {} }
+  if (stride !== null && (stride === 1 || sizeOf(dims) === 1)) return { view: v, finish: () => {} }
   const view = emission.temporary(dims, v.dtype)
   return { view, finish: () => copy(view, v, emission) }
 }

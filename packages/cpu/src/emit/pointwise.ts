@@ -80,10 +80,14 @@ const castOp = (from: DType.DType, to: DType.DType): number | null => {
 /** Emits one kernel for a body whose outputs all have the same axes. */
 export const emitPointwise = (
   body: Body,
-  inputs: ReadonlyArray<Plan.View>,
+  given: ReadonlyArray<Plan.View>,
   outputs: ReadonlyArray<Plan.View>,
   emission: Emission
 ): void => {
+  // The kernel loads all its operands: one that nothing reads may have no elements where the results have some.
+  const read = new Set([...body.equations.flatMap((e) => e.inputs), ...body.outputs])
+  const kept = body.inputs.filter((x) => read.has(x))
+  const inputs = given.filter((_, i) => read.has(body.inputs[i]!))
   // The first output decides the order of loops, unless it is broadcast nowhere useful; inner loops run along its memory.
   const order = memoryOrder(outputs[0]!)
   const axisNames = new Set(order.map((d) => d.name))
@@ -91,13 +95,13 @@ export const emitPointwise = (
   const coordinates = body.equations.filter((e) => e.primitive.name === "iota").map((e) => e.params.axis.name as string)
   const nest = nestOf(order, [...wanted, ...outputs], new Set(coordinates))
   const registers = new Map<AnyTensor, number>()
-  body.inputs.forEach((x, i) => registers.set(x, i))
+  kept.forEach((x, i) => registers.set(x, i))
   const code: Array<Operation & { readonly dst: number }> = []
   const lastUse = new Map<AnyTensor, number>()
   body.equations.forEach((e, k) => e.inputs.forEach((x) => lastUse.set(x, k)))
   for (const o of body.outputs) lastUse.set(o, body.equations.length)
   const free: Array<number> = []
-  let next = body.inputs.length
+  let next = inputs.length
   const shared = new Map<number, number>()
   const take = () => free.pop() ?? next++
   const emit = (op: number, a = 0, b = 0, c = 0, immediate: Word = 0): number => {
@@ -108,7 +112,7 @@ export const emitPointwise = (
   /** A register with another name of the same value must outlive both. */
   const hold = (register: number) => shared.set(register, (shared.get(register) ?? 0) + 1)
   const release = (register: number) => {
-    if (register < body.inputs.length) return
+    if (register < inputs.length) return
     const names = (shared.get(register) ?? 1) - 1
     shared.set(register, names)
     if (names === 0) free.push(register)
@@ -121,7 +125,7 @@ export const emitPointwise = (
     hold(result)
     if (!lastUse.has(out)) release(result)
     for (const x of new Set(e.inputs))
-      if (lastUse.get(x) === k && registers.get(x)! >= body.inputs.length) release(registers.get(x)!)
+      if (lastUse.get(x) === k && registers.get(x)! >= inputs.length) release(registers.get(x)!)
   })
   const stores = body.outputs.map((o, i): Operation & { readonly dst: number } => ({
     op: vm.STORE,
@@ -167,7 +171,7 @@ const operationOf = (
   }
   if (name === "iota") {
     const axis = nest.names.findIndex((n) => n.includes(p.axis.name))
-    const value = axis < 0 ? emit(vm.CONST_I, 0, 0, 0, p.start) : emit(vm.IOTA, axis, 0, 0, p.start + 2 ** 32)
+    const value = axis < 0 ? emit(vm.CONST_I, 0, 0, 0, p.start) : emit(vm.IOTA, axis, 0, 0, (p.start >>> 0) + 2 ** 32)
     return DType.kindOf(p.dtype) === "float" ? through(value, (v) => emit(vm.I2F, v)) : value
   }
   if (name === "broadcast") return xs[0]!
@@ -186,7 +190,7 @@ const operationOf = (
   if (variants !== undefined) {
     const lane = laneOf(from!)
     const op = variants[lane === "float" ? 0 : lane === "uint" ? 2 : 1]
-    if (op < 0) return name === "abs" ? xs[0]! : through(emit(vm.I2B, xs[0]), (v) => v)
+    if (op < 0) return name === "abs" ? xs[0]! : emit(vm.I2B, xs[0])
     const value = emit(op, xs[0], xs[1] ?? 0)
     // Bytes are computed as int32 and wrap like their storage.
     return out.type.dtype === "u8" ? through(value, (v) => emit(vm.I2U8, v)) : value
