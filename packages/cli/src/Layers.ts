@@ -79,7 +79,11 @@ const modelBase = (model: Raw, classes: number): Result.Result<Layer, RecipeErro
     return Result.succeed({ source: "default", values: { model: { ...VitConfig.defaults, head: linear } } })
   const names = Object.keys(Presets.presets)
   if (typeof preset !== "string" || !names.includes(preset))
-    return fail("model.preset", `unknown preset ${JSON.stringify(preset)}`, meant(String(preset), names))
+    return fail(
+      "model.preset",
+      `unknown preset ${JSON.stringify(preset)}`,
+      meant(typeof preset === "string" ? preset : "", names)
+    )
   if (typeof variant !== "string" || !(variant in variants))
     return fail(
       "model.variant",

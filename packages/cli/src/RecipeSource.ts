@@ -42,7 +42,7 @@ const layersOf = Effect.fnUntraced(function* (name: string) {
   if (!isFile(name)) return [yield* named(name)]
   const { extends: base, ...values } = yield* fromFile(name)
   const own: Layer = { source: `file ${name}`, values }
-  return base === undefined ? [own] : [yield* named(String(base)), own]
+  return base === undefined ? [own] : [yield* named(typeof base === "string" ? base : JSON.stringify(base)), own]
 })
 
 const named = (name: string): Effect.Effect<Layer, RecipeError> => {

@@ -150,7 +150,8 @@ export const split = (body: Body): SplitVjp => {
     if (seen.has(x)) continue
     seen.add(x)
     if (free.has(x)) used.add(x)
-    else if (fromCotangent.has(x) || closed.has(x) || discrete.has(x) || rebuilt(x, free)) stack.push(...x.equation!.inputs)
+    else if (fromCotangent.has(x) || closed.has(x) || discrete.has(x) || rebuilt(x, free))
+      stack.push(...x.equation!.inputs)
     else residuals.add(x)
   }
   return { outputs, cotangents, inputCotangents, residuals: [...residuals], used }

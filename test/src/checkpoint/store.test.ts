@@ -94,7 +94,10 @@ describe("the checkpoint store", () => {
         )
         if (crash.operations() <= limit) break
       }
-      assert.deepEqual([...outcomes].toSorted(), [1, 2])
+      assert.deepEqual(
+        [...outcomes].toSorted((a, b) => a - b),
+        [1, 2]
+      )
     }).pipe(inNode)
   )
 

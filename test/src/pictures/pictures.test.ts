@@ -14,7 +14,7 @@ import * as fc from "fast-check"
 const pngSize = (png: Uint8Array) => {
   assert.deepEqual(
     [...png.subarray(1, 4)],
-    [..."PNG"].map((letter) => letter.charCodeAt(0))
+    Array.from("PNG", (letter) => letter.charCodeAt(0))
   )
   const view = new DataView(png.buffer, png.byteOffset)
   return [view.getUint32(16), view.getUint32(20)]

@@ -48,7 +48,7 @@ export const squarePng = (
 ): Effect.Effect<Uint8Array, PictureError> =>
   attempt(picture, async () => {
     const image = open(source)
-    const { width = size, height = size } = source instanceof Uint8Array ? await image.metadata() : source
+    const { height, width } = source instanceof Uint8Array ? await image.metadata() : source
     const kernel = Math.max(width, height) * 2 <= size ? "nearest" : "lanczos3"
     return image
       .resize(size, size, { fit: "contain", kernel, background: { r: 0, g: 0, b: 0, alpha: 0 } })
@@ -60,7 +60,7 @@ export const squarePng = (
 export const toRgb = (picture: string, source: ImageSource, size: number): Effect.Effect<RgbImage, PictureError> =>
   attempt(picture, async () => {
     const image = open(source)
-    const { width = size, height = size } = source instanceof Uint8Array ? await image.metadata() : source
+    const { height, width } = source instanceof Uint8Array ? await image.metadata() : source
     const kernel = Math.max(width, height) * 4 <= size ? "nearest" : "lanczos3"
     const { data, info } = await image
       .resize(size, size, { fit: "inside", kernel })
