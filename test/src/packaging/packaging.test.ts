@@ -192,4 +192,15 @@ describe("the packed packages", () => {
     const models = JSON.parse(await run(app, tessera, "models", "--json")) as unknown
     expect(JSON.stringify(models)).toMatch(/parameters/)
   })
+
+  it("train and evaluate by the command", async () => {
+    const small = ["--set", "steps=4", "--set", "model.layers=1", "--set", "batchSize=32"]
+    const out = await run(app, "node_modules/.bin/tessera", "train", "mnist", ...small, "--run", "trained", "--json")
+    const result = JSON.parse(out.trim().split("\n").at(-1)!) as { kind: string; steps: number }
+    expect([result.kind, result.steps]).toEqual(["result", 4])
+    const evaluated = JSON.parse(await run(app, "node_modules/.bin/tessera", "evaluate", "trained", "--json")) as {
+      count: number
+    }
+    expect(evaluated.count).toBe(10_000)
+  })
 })
