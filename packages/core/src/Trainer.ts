@@ -212,7 +212,7 @@ const seconds = Effect.map(Clock.currentTimeNanos, (nanos) => Number(nanos) / 1e
 /**
  * Goes on from the position until `totalSteps`. While a step runs, the next batch is made and uploaded. Interruption waits for the step in work, so
  * the position and the tensors always agree and can be saved. Fails with `TrainError` `LossNotFinite` when a loss is not finite and no loss scale can
- * fall: tensors and position are then those before that step. Ends early when the data end.
+ * fall, and `NoWeight` when no example of a batch counts: tensors and position are then those before that step. Ends early when the data end.
  */
 export const steps = <E, R>(
   training: Training,
@@ -305,6 +305,13 @@ const advance = <E, R>(
     const finite = metrics["finite"] === 1
     if (!finite && training.precision.lossScale === null)
       return yield* new TrainError({ reason: "LossNotFinite", step, detail: notFinite(metrics, learningRate) })
+    if (metrics["weight"] === 0)
+      return yield* new TrainError({
+        reason: "NoWeight",
+        step,
+        detail:
+          "no example of the batch counts (all weights are 0); nothing was changed. Look at the labels and filters of the data"
+      })
     const lossScale = Precision.nextLossScale(training.precision, before.lossScale, finite)
     const skipped = before.skipped + batch.skipped
     yield* Ref.set(training.position, { step, cursor: batch.cursor, epoch: batch.epoch, skipped, lossScale })
