@@ -1,5 +1,4 @@
 /** Reverse-mode derivatives of programs. Gradients are defined on the single-device program and partitioned with it. */
-import * as Axis from "./Axis.ts"
 import * as DType from "./DType.ts"
 import { kindOf } from "./DType.ts"
 import { NotDifferentiable, refuse } from "./Errors.ts"
@@ -179,7 +178,3 @@ export const valueAndGrad = (body: Body, wrt: ReadonlyArray<number>): Body => {
     )
   ])
 }
-
-/** Names of the axes of a cotangent equal those of its primal; used by checks. */
-export const matches = (primal: AnyTensor, cotangent: AnyTensor): boolean =>
-  Axis.equal(primal.type.axes, cotangent.type.axes)

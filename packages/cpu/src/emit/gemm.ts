@@ -159,20 +159,8 @@ const emitDots = (x: Plan.View, y: Plan.View, out: Plan.View, { batch, k }: Role
   emitReduce(0, each, out, emission)
 }
 
-const multiply = (x: Plan.View, y: Plan.View, to: Plan.View, emission: Nest.Emission): void => {
-  const nest = Nest.nestOf(Nest.memoryOrder(to), [x, y, to])
-  const words: ReadonlyArray<Word> = [
-    nest.sizes.length,
-    2,
-    1,
-    2,
-    ...nest.sizes,
-    ...[x, y, to].flatMap((v, i): ReadonlyArray<Word> => [operand(v), ...nest.strides[i]!]),
-    ...[vm.MUL, 2, 0, 1, 0, 0],
-    ...[vm.STORE, 0, 2, 0, 0, 0]
-  ]
-  emission.push({ opcode: opcodes.POINTWISE, words }, [x, y], [to], true)
-}
+const multiply = (x: Plan.View, y: Plan.View, to: Plan.View, emission: Nest.Emission): void =>
+  Nest.kernel([x, y], to, [[vm.MUL, 2, 0, 1, 0, 0]], 2, emission, { inPlace: true })
 
 /** kind: 0 sum, 1 max, 2 argmax. Axes that `to` lacks are reduced. */
 export const emitReduce = (kind: 0 | 1 | 2, x: Plan.View, to: Plan.View, emission: Nest.Emission): void => {

@@ -19,18 +19,7 @@ const relativeIds = (
   if (coordinates.dimensions[0]!.size === 0) return { ids, first: 0 }
   const begin = asInt32({ ...coordinates, dimensions: [] }, emission)
   const to = emission.temporary(Nest.memoryOrder(ids), "i32")
-  const nest = Nest.nestOf(Nest.memoryOrder(ids), [ids, begin, to])
-  const words: ReadonlyArray<Word> = [
-    nest.sizes.length,
-    2,
-    1,
-    2,
-    ...nest.sizes,
-    ...[ids, begin, to].flatMap((v, i): ReadonlyArray<Word> => [operand(v), ...nest.strides[i]!]),
-    ...[vm.ISUB, 2, 0, 1, 0, 0],
-    ...[vm.STORE, 0, 2, 0, 0, 0]
-  ]
-  emission.push({ opcode: opcodes.POINTWISE, words }, [ids, begin], [to], true)
+  Nest.kernel([ids, begin], to, [[vm.ISUB, 2, 0, 1, 0, 0]], 2, emission, { inPlace: true })
   return { ids: to, first: 0 }
 }
 
@@ -198,25 +187,15 @@ export const emitUpdateSlice = (
   const ids = emission.temporary([{ name: axis, size: whole.size }], "i32")
   const begin = asInt32(start!, emission)
   // ids[i] = i - clamp(start)
-  const idWords: ReadonlyArray<Word> = [
-    1,
-    1,
-    1,
-    7,
-    whole.size,
-    operand(begin),
-    0,
-    operand(ids),
-    1,
-    ...[vm.CONST_I, 1, 0, 0, 0, whole.size - size.size],
-    ...[begin.dtype === "u32" ? vm.UMIN : vm.IMIN, 2, 0, 1, 0, 0],
-    ...[vm.CONST_I, 3, 0, 0, 0, 0],
-    ...[vm.IMAX, 4, 2, 3, 0, 0],
-    ...[vm.IOTA, 5, 0, 0, 0, 2 ** 32],
-    ...[vm.ISUB, 6, 5, 4, 0, 0],
-    ...[vm.STORE, 0, 6, 0, 0, 0]
+  const shifted = [
+    [vm.CONST_I, 1, 0, 0, 0, whole.size - size.size],
+    [begin.dtype === "u32" ? vm.UMIN : vm.IMIN, 2, 0, 1, 0, 0],
+    [vm.CONST_I, 3, 0, 0, 0, 0],
+    [vm.IMAX, 4, 2, 3, 0, 0],
+    [vm.IOTA, 5, 0, 0, 0, 2 ** 32],
+    [vm.ISUB, 6, 5, 4, 0, 0]
   ]
-  emission.push({ opcode: opcodes.POINTWISE, words: idWords }, [begin], [ids])
+  Nest.kernel([begin], ids, shifted, 6, emission, { inPlace: false, keep: new Set([axis]) })
   const looked = emission.temporary(Nest.memoryOrder(out!), x!.dtype)
   const { loops, width } = rowsOf({ ...part!, dimensions: part!.dimensions }, looked, axis, ids)
   const strides = (v: Plan.View): ReadonlyArray<number> => loops.map((d) => Nest.strideOf(v, d.name))
@@ -241,23 +220,15 @@ export const emitUpdateSlice = (
     [part!, ids],
     [looked]
   )
-  const nest = Nest.nestOf(Nest.memoryOrder(out!), [x!, looked, ids, out!])
-  const chooseWords: ReadonlyArray<Word> = [
-    nest.sizes.length,
-    3,
-    1,
-    7,
-    ...nest.sizes,
-    ...[x!, looked, ids, out!].flatMap((v, i): ReadonlyArray<Word> => [operand(v), ...nest.strides[i]!]),
-    ...[vm.CONST_I, 3, 0, 0, 0, size.size],
-    ...[vm.LESS_I, 4, 2, 3, 0, 0],
-    ...[vm.CONST_I, 5, 0, 0, 0, -1],
-    ...[vm.LESS_I, 6, 5, 2, 0, 0],
-    ...[vm.AND, 7, 4, 6, 0, 0],
-    ...[vm.SELECT, 8, 7, 1, 0, 0],
-    ...[vm.STORE, 0, 8, 0, 0, 0]
+  const choose = [
+    [vm.CONST_I, 3, 0, 0, 0, size.size],
+    [vm.LESS_I, 4, 2, 3, 0, 0],
+    [vm.CONST_I, 5, 0, 0, 0, -1],
+    [vm.LESS_I, 6, 5, 2, 0, 0],
+    [vm.AND, 7, 4, 6, 0, 0],
+    [vm.SELECT, 8, 7, 1, 0, 0]
   ]
-  emission.push({ opcode: opcodes.POINTWISE, words: chooseWords }, [x!, looked, ids], [out!], true)
+  Nest.kernel([x!, looked, ids], out!, choose, 8, emission, { inPlace: true })
 }
 
 export const emitCumsum = (

@@ -70,83 +70,55 @@ export const flat = (v: Plan.View, dims: ReadonlyArray<Dim>): number | null => {
 
 export const sizeOf = (dims: ReadonlyArray<Dim>): number => dims.reduce((n, d) => n * d.size, 1)
 
-/** Copies by an elementwise kernel without operations. Dtypes convert. */
-export const copy = (from: Plan.View, to: Plan.View, emission: Emission): void => {
-  const nest = nestOf(memoryOrder(to), [from, to])
+const isFloat = (v: Plan.View): boolean => v.dtype === "f32" || v.dtype === "bf16" || v.dtype === "f16"
+
+/**
+ * A hand-written elementwise kernel over the axes of `to`: `code` holds operations of six words (op, dst, a, b, c, immediate), inputs are registers
+ * 0 and up, `result` is stored. `keep` names axes whose coordinate the code reads.
+ */
+export const kernel = (
+  inputs: ReadonlyArray<Plan.View>,
+  to: Plan.View,
+  code: ReadonlyArray<ReadonlyArray<Word>>,
+  result: number,
+  emission: Emission,
+  options: { readonly inPlace: boolean; readonly keep?: ReadonlySet<string> }
+): void => {
+  const views = [...inputs, to]
+  const nest = nestOf(memoryOrder(to), views, options.keep)
   const words: ReadonlyArray<Word> = [
     nest.sizes.length,
+    inputs.length,
     1,
-    1,
-    1,
+    code.length + 1,
     ...nest.sizes,
-    operand(from),
-    ...nest.strides[0]!,
-    operand(to),
-    ...nest.strides[1]!,
-    vm.STORE,
-    0,
-    0,
-    0,
-    0,
-    0
+    ...views.flatMap((v, i): ReadonlyArray<Word> => [operand(v), ...nest.strides[i]!]),
+    ...code.flat(),
+    ...[vm.STORE, 0, result, 0, 0, 0]
   ]
-  emission.push({ opcode: opcodes.POINTWISE, words }, [from], [to], from.dtype === to.dtype)
+  emission.push({ opcode: opcodes.POINTWISE, words }, inputs, [to], options.inPlace)
 }
+
+/** Copies by an elementwise kernel without operations. Dtypes convert. */
+export const copy = (from: Plan.View, to: Plan.View, emission: Emission): void =>
+  kernel([from], to, [], 0, emission, { inPlace: from.dtype === to.dtype })
 
 /** Fills with one value. */
-export const fill = (to: Plan.View, value: number, emission: Emission): void => {
-  const nest = nestOf(memoryOrder(to), [to])
-  const float = to.dtype === "f32" || to.dtype === "bf16" || to.dtype === "f16"
-  const words: ReadonlyArray<Word> = [
-    nest.sizes.length,
+export const fill = (to: Plan.View, value: number, emission: Emission): void =>
+  kernel(
+    [],
+    to,
+    [isFloat(to) ? [vm.CONST_F, 0, 0, 0, 0, double(value)] : [vm.CONST_I, 0, 0, 0, 0, value]],
     0,
-    1,
-    2,
-    ...nest.sizes,
-    operand(to),
-    ...nest.strides[0]!,
-    ...(float ? [vm.CONST_F, 0, 0, 0, 0, double(value)] : [vm.CONST_I, 0, 0, 0, 0, value]),
-    vm.STORE,
-    0,
-    0,
-    0,
-    0,
-    0
-  ]
-  emission.push({ opcode: opcodes.POINTWISE, words }, [], [to])
-}
+    emission,
+    {
+      inPlace: false
+    }
+  )
 
 /** `to += from`, elementwise. */
-export const accumulate = (from: Plan.View, to: Plan.View, emission: Emission): void => {
-  const nest = nestOf(memoryOrder(to), [from, to])
-  const float = to.dtype === "f32" || to.dtype === "bf16" || to.dtype === "f16"
-  const words: ReadonlyArray<Word> = [
-    nest.sizes.length,
-    2,
-    1,
-    2,
-    ...nest.sizes,
-    operand(from),
-    ...nest.strides[0]!,
-    operand(to),
-    ...nest.strides[1]!,
-    operand(to),
-    ...nest.strides[1]!,
-    float ? vm.ADD : vm.IADD,
-    2,
-    0,
-    1,
-    0,
-    0,
-    vm.STORE,
-    0,
-    2,
-    0,
-    0,
-    0
-  ]
-  emission.push({ opcode: opcodes.POINTWISE, words }, [from, to], [to])
-}
+export const accumulate = (from: Plan.View, to: Plan.View, emission: Emission): void =>
+  kernel([from, to], to, [[isFloat(to) ? vm.ADD : vm.IADD, 2, 0, 1, 0, 0]], 2, emission, { inPlace: false })
 
 /** The view itself when its axes walk memory exactly in this order without gaps, else a contiguous copy in this order. */
 export const contiguous = (v: Plan.View, dims: ReadonlyArray<Dim>, emission: Emission, dtype = v.dtype): Plan.View => {
