@@ -43,7 +43,7 @@ struct Segments {
 struct Attention {
   int64_t batch, heads, keyHeads, queries, keys, depth, valueDepth;
   float scale;
-  bool causal, segmented, bounded;
+  bool causal, segmented, bounded, positioned;
   int64_t maskOffset;
   Packing packing;
   double rate;
@@ -51,8 +51,10 @@ struct Attention {
   Operand lse;
   int64_t lseBatch, lseHead, lseSeq;
   Segments querySegments, keySegments;
-  Operand lengths, key, counter;
-  int64_t lengthStride, counterBatch;
+  Operand lengths, key, counter, queryAt, keyAt, headAt;
+  int64_t lengthStride, counterBatch, headAtStride;
+  int64_t allQueries, allKeys;            // by which dropout counts
+  int64_t firstQuery = 0, firstKey = 0;  // where these queries and keys begin in the whole sequence
 
   // How work is cut, from the sizes alone.
   int64_t keyBlock, queryBlock, stride, keyBlocks, queryBlocks, depthUnits, valueUnits;
@@ -61,7 +63,7 @@ struct Attention {
     batch = in.size(), heads = in.size(), keyHeads = in.size(), queries = in.size(), keys = in.size(), depth = in.size(), valueDepth = in.size();
     scale = float(in.real());
     const int64_t mask = in.word();
-    causal = mask & 1, segmented = mask & 2, bounded = mask & 4;
+    causal = mask & 1, segmented = mask & 2, bounded = mask & 4, positioned = mask & 8;
     maskOffset = in.word();
     packing = packingOf(in.choice(2));
     rate = in.real();
@@ -74,6 +76,10 @@ struct Attention {
     key = in.optional();
     counter = in.optional();
     counterBatch = in.word();
+    queryAt = in.optional(), keyAt = in.optional();
+    headAt = in.optional();
+    headAtStride = in.word();
+    allQueries = in.word(), allKeys = in.word();
     if (backward) dOut.read(in), dq.read(in), dk.read(in), dv.read(in);
     if (in.bad()) return false;
     if (!batch || !heads) return true;
@@ -96,7 +102,12 @@ struct Attention {
       in.need(lengths);
       if (lengths.type != TS_I32) return false;
     }
-    if (rate > 0) in.need(key), in.need(counter);
+    if (positioned) {
+      if (queries) in.need(queryAt);
+      if (keys) in.need(keyAt);
+      if (queryAt.type != TS_I32 || keyAt.type != TS_I32) return false;
+    }
+    if (rate > 0) in.need(key), in.need(counter), in.need(headAt);
     if (backward) {
       if (queries && valueDepth) in.needFloat(dOut.operand);
       if (queries && depth) in.needFloat(dq.operand);
@@ -104,6 +115,8 @@ struct Attention {
       if (keys && valueDepth) in.needFloat(dv.operand);
     }
     if (in.bad()) return false;
+    if (positioned && queries) firstQuery = loadAs<int32_t>(queryAt.at(0));
+    if (positioned && keys) firstKey = loadAs<int32_t>(keyAt.at(0));
 
     keyBlock = std::max<int64_t>(1, keys <= mostWholeKeys ? keys : keyBlockSize);
     keyBlocks = (keys + keyBlock - 1) / keyBlock;
@@ -120,9 +133,16 @@ struct Attention {
 
   int64_t keyHead(int64_t h) const { return h / (heads / keyHeads); }
   // Keys that anyone may see.
-  int64_t length(int64_t b) const { return bounded ? std::clamp<int64_t>(loadAs<int32_t>(lengths.at(b * lengthStride)), 0, keys) : keys; }
+  int64_t length(int64_t b) const { return bounded ? std::clamp<int64_t>(loadAs<int32_t>(lengths.at(b * lengthStride)) - firstKey, 0, keys) : keys; }
   // Keys that row i may see, segments aside.
-  int64_t visible(int64_t i, int64_t length) const { return causal ? std::clamp<int64_t>(i + maskOffset + 1, 0, length) : length; }
+  int64_t visible(int64_t i, int64_t length) const {
+    return causal ? std::clamp<int64_t>(firstQuery + i + maskOffset + 1 - firstKey, 0, length) : length;
+  }
+  // Counter of the probability of row i and the first key of a block.
+  uint32_t counterOf(int64_t h, int64_t i, int64_t start) const {
+    const int64_t number = loadAs<uint32_t>(headAt.at(h * headAtStride));
+    return uint32_t(uint32_t(number * allQueries + firstQuery + i) * allKeys + firstKey + start);
+  }
   float* lseAt(int64_t b, int64_t h, int64_t i) const { return reinterpret_cast<float*>(lse.at(b * lseBatch + h * lseHead + i * lseSeq)); }
 
   // Hides what the row must not see among its scores for keys [start, start + n): the end of the last vector, and other segments.
@@ -247,7 +267,7 @@ struct Forward {
           a.hide(s, b, row + i, start, visible);
           const float rescale = softmaxRow(s, n, visible, maxima[i], sums[i]);
           if (dropout.on()) {
-            const uint32_t counter = uint32_t((h * a.queries + row + i) * a.keys + start);
+            const uint32_t counter = a.counterOf(h, row + i, start);
             for (int64_t j = 0; j < visible; j += lanes) storeAs(s + j, loadAs<Floats>(s + j) * dropout.factors(counter + uint32_t(j)));
           }
           if (start > 0 && rescale != 1)
@@ -363,7 +383,7 @@ struct Backward {
             const int64_t visible = std::clamp<int64_t>(a.visible(row + i, length) - start, 0, n);
             a.hide(s, b, row + i, start, visible);
             probabilities(s, grads + i * a.stride, n, visible, *a.lseAt(b, h, row + i), deltas[i], dropout,
-                          uint32_t((h * a.queries + row + i) * a.keys + start));
+                          dropout.on() ? a.counterOf(h, row + i, start) : 0);
           }
           const Matrix p{reinterpret_cast<const char*>(scores), TS_F32, a.stride, 1}, ds{reinterpret_cast<const char*>(grads), TS_F32, a.stride, 1};
           packRows(a.packing, p.transposed(), n, rows, left);

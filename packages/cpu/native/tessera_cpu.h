@@ -54,10 +54,12 @@ enum TsOpcode {
   //  out(4), oBatch, oSeq, oHead, lse(4), lseBatch, lseHead, lseSeq (f32),
   //  querySegments(4), querySegmentBatch, querySegmentSeq, keySegments(4), keySegmentBatch, keySegmentSeq (i32; used when mask bit 1),
   //  lengths(4), lengthStride (i32 per batch: keys at or beyond it are hidden; used when mask bit 2),
-  //  key(4) (u32, two words), counter(4) (u32), counterBatch; used when rate > 0]
-  // mask: bit 0 causal (query i sees key j when j <= i + maskOffset), bit 1 segments must be equal, bit 2 lengths.
-  // Dropout keeps probability (b, h, i, j) when uniform(threefry(key[0], key[1], counter[b*counterBatch], (h*queries + i)*keys + j)) >= rate,
-  // scaled by 1/(1-rate); uniform(bits) = (bits >> 8) * 2^-24. A row that sees no key gives out 0 and lse -infinity.
+  //  key(4) (u32, two words), counter(4) (u32), counterBatch; used when rate > 0,
+  //  queryAt(4), keyAt(4) (i32; used when mask bit 3: position of the first query and of the first key, others follow; else both 0),
+  //  headAt(4), headAtStride (u32, one a head), allQueries, allKeys; used when rate > 0]
+  // mask: bit 0 causal (position i sees position j when j <= i + maskOffset), bit 1 segments must be equal, bit 2 lengths (of positions).
+  // Dropout keeps the probability of positions i and j in example b and head h when
+  // uniform(threefry(key[0], key[1], counter[b*counterBatch], (headAt[h]*allQueries + i)*allKeys + j)) >= rate, scaled by 1/(1-rate); uniform(bits) = (bits >> 8) * 2^-24. A row that sees no key gives out 0 and lse -infinity.
   TS_ATTENTION = 5,
   // The same head, then: dOut(4), dOutBatch, dOutSeq, dOutHead, dq(4) + 3 strides, dk(4) + 3 strides, dv(4) + 3 strides.
   // `out` and `lse` are inputs here. dk and dv are summed over the query heads of a group, in a fixed order.

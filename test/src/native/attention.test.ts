@@ -46,7 +46,9 @@ const check = (library: Library, random: Random, sizes: Sizes): void => {
   const heads = keyHeads * group
   const scene = new Scene(library)
   const scale = 1 / Math.sqrt(Math.max(1, depth))
-  const mask = random.chance(0.4) ? 0 : random.int(0, 7)
+  const mask = random.chance(0.4) ? 0 : random.int(0, 15)
+  const [firstQuery, firstKey] = mask & 8 ? [random.int(0, 3), random.int(0, 5)] : [0, 0]
+  const [allQueries, allKeys] = [queries + firstQuery + 1, keys + firstKey + 2]
   const maskOffset = random.int(-2, 5)
   const low = random.int(0, 1)
   const rate = random.chance(0.7) ? 0 : 0.25
@@ -73,6 +75,9 @@ const check = (library: Library, random: Random, sizes: Sizes): void => {
   const lengths = scene.operand(I32, batch, () => random.int(0, keys + 1))
   const key = scene.operand(U32, 2, () => random.int(0, 2 ** 32 - 1))
   const counter = scene.operand(U32, batch, () => random.int(0, 2 ** 32 - 1))
+  const queryAt = scene.operand(I32, queries, (i) => firstQuery + i)
+  const keyAt = scene.operand(I32, keys, (i) => firstKey + i)
+  const headAt = scene.operand(U32, heads, () => random.int(0, 50))
   const head =
     (queries > 0 || rate >= 0) &&
     ([
@@ -87,7 +92,9 @@ const check = (library: Library, random: Random, sizes: Sizes): void => {
       [...lse.words, heads * queries, queries, 1],
       mask & 2 ? [...querySegments.words, queries, 1, ...keySegments.words, keys, 1] : [...none, 0, 0, ...none, 0, 0],
       mask & 4 ? [...lengths.words, 1] : [...none, 0],
-      rate > 0 ? [...key.words, ...counter.words, 1] : [...none, ...none, 0]
+      rate > 0 ? [...key.words, ...counter.words, 1] : [...none, ...none, 0],
+      mask & 8 ? [...queryAt.words, ...keyAt.words] : [...none, ...none],
+      [...headAt.words, 1, allQueries, allKeys]
     ] as const)
   if (!head) return
   scene.add(5, ...head)
@@ -111,9 +118,9 @@ const check = (library: Library, random: Random, sizes: Sizes): void => {
       const kh = Math.floor(h / group)
       for (let i = 0; i < queries; i++) {
         const sees = (j: number) =>
-          (!(mask & 1) || j <= i + maskOffset) &&
+          (!(mask & 1) || firstKey + j <= firstQuery + i + maskOffset) &&
           (!(mask & 2) || querySegments.get(b * queries + i) === keySegments.get(b * keys + j)) &&
-          (!(mask & 4) || j < lengths.get(b))
+          (!(mask & 4) || firstKey + j < lengths.get(b))
         const scores = Array.from({ length: keys }, (_, j) => {
           if (!sees(j)) return -Infinity
           let s = 0
@@ -127,7 +134,13 @@ const check = (library: Library, random: Random, sizes: Sizes): void => {
         const keep = scores.map((_, j) =>
           rate === 0
             ? 1
-            : (threefry(key.get(0), key.get(1), counter.get(b), ((h * queries + i) * keys + j) >>> 0) >>> 8) *
+            : (threefry(
+                  key.get(0),
+                  key.get(1),
+                  counter.get(b),
+                  ((headAt.get(h) * allQueries + firstQuery + i) * allKeys + firstKey + j) >>> 0
+                ) >>>
+                  8) *
                   2 ** -24 >=
                 rate
               ? 1 / (1 - rate)

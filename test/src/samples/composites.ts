@@ -52,6 +52,8 @@ const attentionFields = {
   depth: upTo(17, 1),
   causal: flag,
   offset: upTo(4, -4),
+  first: upTo(3),
+  firstKey: upTo(5),
   segments: flag,
   lengths: flag,
   dropout: oneOf(0, 0.1, 0.5),
@@ -77,13 +79,24 @@ const attention = (s: AttentionSpec, d: Draw): Case => {
     offset: s.offset,
     segments: s.segments,
     lengths: s.lengths,
-    dropout: s.dropout
+    dropout: s.dropout,
+    counts: [queries + s.first, keys + 2 * s.first]
   }
   const arrays = [floats({ ...groups, seq: queries }), floats({ keySeq: keys }), floats({ keySeq: keys })]
   if (s.segments) arrays.push(ints({ ...batch, seq: queries }, 2), ints({ ...batch, keySeq: keys }, 2))
-  if (s.lengths) arrays.push(ints(batch, keys))
+  if (s.lengths) arrays.push(ints(batch, keys + s.first))
+  if (s.causal || s.lengths || s.dropout > 0) {
+    const from = (name: string, size: number, first: number) =>
+      Host.make(
+        Axis.list({ [name]: size }),
+        "i32",
+        Float64Array.from({ length: size }, (_, i) => first + i)
+      )
+    arrays.push(from("seq", queries, s.first), from("keySeq", keys, s.firstKey))
+  }
   if (s.dropout > 0) {
-    arrays.push(d.values(Axis.list({ word: 2 }), "u32"), d.values(d.axes(batch), "u32"))
+    const heads = { ...(s.mask & 2 ? { heads: s.shared[1]! } : {}), ...groups }
+    arrays.push(d.values(Axis.list({ word: 2 }), "u32"), d.values(d.axes(batch), "u32"), d.values(d.axes(heads), "u32"))
   }
   return { params, arrays }
 }

@@ -27,9 +27,17 @@ export interface AttentionParams {
   readonly segments: boolean
   /** One more operand, i32: keys at or beyond the length are hidden. */
   readonly lengths: boolean
-  /** Dropout of probabilities. When above 0 two more operands, u32: the key `[word=2]` and the example counters. */
+  /** Dropout of probabilities. When above 0 three more operands, u32: the key `[word=2]`, the example counters, the numbers of the heads. */
   readonly dropout: number
+  /** Queries and keys of the whole sequence, by which dropout counts: operands may be a part of it. 0 without dropout. */
+  readonly counts: readonly [queries: number, keys: number]
 }
+
+/**
+ * Where positions matter, two operands hold them: those of queries `[query]` and of keys `[key]`, i32, each consecutive. Operands rather than
+ * counting from 0, because queries and keys may be one part of a longer sequence.
+ */
+const positioned = (p: AttentionParams): boolean => p.causal || p.lengths || p.dropout > 0
 
 /** Operands after q, k, v (and out, lse, dOut in the backward). */
 const extras = (xs: ReadonlyArray<AnyTensor>, p: AttentionParams) => {
@@ -39,8 +47,11 @@ const extras = (xs: ReadonlyArray<AnyTensor>, p: AttentionParams) => {
     querySegments: take(p.segments),
     keySegments: take(p.segments),
     lengths: take(p.lengths),
+    queryAt: take(positioned(p)),
+    keyAt: take(positioned(p)),
     dropKey: take(p.dropout > 0),
-    counter: take(p.dropout > 0)
+    counter: take(p.dropout > 0),
+    headAt: take(p.dropout > 0)
   }
 }
 type Extras = ReturnType<typeof extras>
@@ -48,12 +59,11 @@ type Extras = ReturnType<typeof extras>
 const product = (x: AnyTensor, y: AnyTensor, over: ReadonlyArray<string>): T =>
   emit1(contractP, [x, y], { over, dtype: "f32" }) as T
 const wide = (x: AnyTensor): T => cast(x as T, "f32")
-const sizeOf = (x: AnyTensor, name: string) => Axis.find(x.type.axes, name)!.size
 
 /** Which keys each query sees, or null when all. */
-const visible = (q: AnyTensor, k: AnyTensor, p: AttentionParams, e: Extras): Mask | null => {
+const visible = (p: AttentionParams, e: Extras): Mask | null => {
   const parts: Array<Mask> = []
-  const [i, j] = [iota(p.query, sizeOf(q, p.query)), iota(p.key, sizeOf(k, p.key))]
+  const [i, j] = [e.queryAt as Tensor<string, "int">, e.keyAt as Tensor<string, "int">]
   if (p.causal) parts.push(not(less(add(i, constant(p.offset, "i32") as unknown as Tensor<never, "int">), j)))
   if (e.querySegments !== null)
     parts.push(equal(e.querySegments as Tensor<string, "int">, e.keySegments as Tensor<string, "int">))
@@ -61,21 +71,14 @@ const visible = (q: AnyTensor, k: AnyTensor, p: AttentionParams, e: Extras): Mas
   return parts.length === 0 ? null : parts.reduce((a, b) => and(a, b))
 }
 
-/**
- * 1/(1-rate) where a probability is kept, 0 elsewhere. Element (h, i, j) of an example has counter word (h*queries + i)*keys + j.
- * Heads count by name, those that keys have before those of one group, so that memory order is no meaning.
- */
-const dropMask = (q: AnyTensor, k: AnyTensor, p: AttentionParams, e: Extras): T | null => {
+/** 1/(1-rate) where a probability is kept, 0 elsewhere. Element (h, i, j) of an example has counter word (h*queries + i)*keys + j. */
+const dropMask = (p: AttentionParams, e: Extras): T | null => {
   if (e.dropKey === null) return null
   const word = (n: number) => constant(n, "u32") as unknown as Tensor<string, "int">
-  const alone = (a: Axis.Axis) => (Axis.has(k.type.axes, a.name) ? 0 : 1)
-  const heads = Axis.byName(
-    Axis.without(q.type.axes, [p.query, p.depth, ...Axis.names(e.counter!.type.axes)])
-  ).toSorted((a, b) => alone(a) - alone(b))
-  let element = word(0)
-  for (const a of [...heads, Axis.find(q.type.axes, p.query)!, Axis.find(k.type.axes, p.key)!]) {
-    element = add(mul(element, word(a.logical)), iota(a.name, a.size, "u32"))
-  }
+  const at = (x: AnyTensor | null) => cast(x as Tensor<string, "int">, "u32") as Tensor<string, "int">
+  const [queries, keys] = p.counts
+  const rows = add(mul(at(e.headAt), word(queries)), at(e.queryAt))
+  const element = add(mul(rows, word(keys)), at(e.keyAt))
   const key = (n: number) =>
     sum(select(equal(iota("word", 2, "u32"), word(n)), e.dropKey as Tensor<"word", "int">, word(0)), "word")
   const bits = randomBits(key(0), key(1), e.counter as Tensor<string, "int">, element)
@@ -115,9 +118,9 @@ const flops = (times: number) => (types: ReadonlyArray<TensorType>, _out: unknow
 export const attentionP: Primitive<"attention", AttentionParams> = composite(
   "attention",
   ([q, k, v, ...rest], p) => {
-    agree([q!, k!, v!], p)
+    agree([q!, k!, v!, ...rest], p)
     const e = extras(rest, p)
-    const scores = scoresOf(q!, k!, p, visible(q!, k!, p, e))
+    const scores = scoresOf(q!, k!, p, visible(p, e))
     // The maximum cancels, so its derivative is not needed.
     const top = stopGradient(max(scores, p.key))
     // A row that sees no key has no maximum; zero keeps its exponentials at zero instead of NaN.
@@ -126,7 +129,7 @@ export const attentionP: Primitive<"attention", AttentionParams> = composite(
     const total = sum(e1, p.key)
     const none = equal(total, constant(0))
     const probabilities = select(none, constant(0), div(e1, select(none, constant(1), total)))
-    const drop = dropMask(q!, k!, p, e)
+    const drop = dropMask(p, e)
     const mixed = product(drop === null ? probabilities : mul(probabilities, drop), wide(v!), [p.key])
     return [
       cast(mixed, q!.type.dtype),
@@ -159,12 +162,12 @@ export const attentionP: Primitive<"attention", AttentionParams> = composite(
 export const attentionBackwardP: Primitive<"attentionBackward", AttentionParams> = composite(
   "attentionBackward",
   ([q, k, v, out, lse, dOut, ...rest], p) => {
-    agree([q!, k!, v!, out!, lse!, dOut!], p)
+    agree([q!, k!, v!, out!, lse!, dOut!, ...rest], p)
     const e = extras(rest, p)
-    const scores = scoresOf(q!, k!, p, visible(q!, k!, p, e))
+    const scores = scoresOf(q!, k!, p, visible(p, e))
     const unseen = equal(lse as T, constant(-Infinity))
     const probabilities = select(unseen, constant(0), exp(sub(scores, select(unseen, constant(0), lse as T))))
-    const drop = dropMask(q!, k!, p, e)
+    const drop = dropMask(p, e)
     const d = wide(dOut!)
     const delta = sum(mul(wide(out!), d), p.depth)
     const dropped = drop === null ? probabilities : mul(probabilities, drop)
@@ -180,6 +183,24 @@ export const attentionBackwardP: Primitive<"attentionBackward", AttentionParams>
   },
   { precision: "softmax", flops: flops(5) }
 )
+
+const logical = (x: AnyTensor, name: string): number => Axis.find(x.type.axes, name)!.logical
+
+/** Positions along an axis, i32. */
+const along = (x: AnyTensor, name: string): AnyTensor => iota(name, Axis.find(x.type.axes, name)!.size)
+
+/**
+ * Numbers of the heads, u32, over the axes of queries that are neither position, depth nor those of the example counters. Heads count by name,
+ * those that keys have before those of one group, so that memory order is no meaning.
+ */
+const headNumbers = (q: AnyTensor, k: AnyTensor, counter: AnyTensor, p: AttentionParams): AnyTensor => {
+  const word = (n: number) => constant(n, "u32") as unknown as Tensor<string, "int">
+  const alone = (a: Axis.Axis) => (Axis.has(k.type.axes, a.name) ? 0 : 1)
+  const heads = Axis.byName(Axis.without(q.type.axes, [p.query, p.depth, ...Axis.names(counter.type.axes)])).toSorted(
+    (a, b) => alone(a) - alone(b)
+  )
+  return heads.reduce((n, a) => add(mul(n, word(a.logical)), iota(a.name, a.size, "u32")), word(0))
+}
 
 export interface AttentionOptions {
   readonly query: string
@@ -232,11 +253,16 @@ export const attention = <Q extends string, K extends string>(
     offset: options.offset ?? 0,
     segments: segments !== undefined,
     lengths: lengths !== undefined,
-    dropout: rate
+    dropout: rate,
+    counts: rate > 0 ? [logical(q, options.query), logical(k, options.key)] : [0, 0]
   }
   const more: Array<AnyTensor> = []
   if (segments !== undefined) more.push(segments.query, segments.key)
   if (lengths !== undefined) more.push(lengths)
-  if (rate > 0) more.push(Random.words(dropout!.key), dropout!.key.example!)
+  if (positioned(params)) more.push(along(q, options.query), along(k, options.key))
+  if (rate > 0) {
+    const counter = dropout!.key.example!
+    more.push(Random.words(dropout!.key), counter, headNumbers(q, k, counter, params))
+  }
   return emit(attentionP, [q, k, v, ...more], params)[0]! as Tensor<Q>
 }

@@ -64,17 +64,26 @@ interface Extra {
   readonly reads: ReadonlyArray<Plan.View>
 }
 
-/** Segments, lengths, dropout key and counters, in the library's order. */
-const extrasOf = (xs: ReadonlyArray<Plan.View>, p: AttentionParams, h: Heads, emission: Nest.Emission): Extra => {
+/** The operands after q, k, v (out, lse, dOut), by name. */
+const named = (xs: ReadonlyArray<Plan.View>, p: AttentionParams) => {
   let i = 0
   const take = (present: boolean) => (present ? xs[i++]! : null)
-  const [querySegments, keySegments, lengths, key, counter] = [
-    take(p.segments),
-    take(p.segments),
-    take(p.lengths),
-    take(p.dropout > 0),
-    take(p.dropout > 0)
-  ]
+  const positioned = p.causal || p.lengths || p.dropout > 0
+  return {
+    querySegments: take(p.segments),
+    keySegments: take(p.segments),
+    lengths: take(p.lengths),
+    queryAt: take(positioned),
+    keyAt: take(positioned),
+    key: take(p.dropout > 0),
+    counter: take(p.dropout > 0),
+    headAt: take(p.dropout > 0)
+  }
+}
+type Named = ReturnType<typeof named>
+
+/** Segments, lengths, dropout key and counters, positions and numbers of heads, in the library's order. */
+const extrasOf = (x: Named, p: AttentionParams, h: Heads, emission: Nest.Emission): Extra => {
   const whole = (v: Plan.View | null, position: string | null) => {
     if (v === null) return null
     const wide =
@@ -86,12 +95,16 @@ const extrasOf = (xs: ReadonlyArray<Plan.View>, p: AttentionParams, h: Heads, em
     return to
   }
   const [qs, ks, ls, cs] = [
-    whole(querySegments, p.query),
-    whole(keySegments, p.key),
-    whole(lengths, null),
-    whole(counter, null)
+    whole(x.querySegments, p.query),
+    whole(x.keySegments, p.key),
+    whole(x.lengths, null),
+    whole(x.counter, null)
   ]
-  const words2 = key === null ? null : Nest.contiguous(key, [{ name: "word", size: 2 }], emission)
+  const dense = (v: Plan.View | null, dims: ReadonlyArray<Nest.Dim>) =>
+    v === null ? null : Nest.contiguous(v, dims, emission)
+  const words2 = dense(x.key, [{ name: "word", size: 2 }])
+  const heads = [...h.keyHeads, ...h.perKeyHead]
+  const numbers = dense(x.headAt, heads)
   const batchStride = (v: Plan.View | null) => (v === null ? 0 : Nest.flat(v, h.batch)!)
   return {
     words: [
@@ -105,9 +118,14 @@ const extrasOf = (xs: ReadonlyArray<Plan.View>, p: AttentionParams, h: Heads, em
       batchStride(ls),
       operand(words2),
       operand(cs),
-      batchStride(cs)
+      batchStride(cs),
+      operand(x.queryAt),
+      operand(x.keyAt),
+      operand(numbers),
+      numbers === null ? 0 : Nest.flat(numbers, heads)!,
+      ...p.counts
     ],
-    reads: [qs, ks, ls, words2, cs].filter((v) => v !== null)
+    reads: [qs, ks, ls, words2, cs, x.queryAt, x.keyAt, numbers].filter((v) => v !== null)
   }
 }
 
@@ -120,14 +138,13 @@ export const emitAttention = (
   const p = e.params as AttentionParams
   const backward = e.primitive.name === "attentionBackward"
   const [q0, k0, v0] = inputs as readonly [Plan.View, Plan.View, Plan.View]
-  const rest = inputs.slice(backward ? 6 : 3)
+  const rest = named(inputs.slice(backward ? 6 : 3), p)
   // Lengths, segments and counters differ by example: their axes are the batch. Without any the last shared axis is the heads.
-  const perExample = [
-    ...(p.dropout > 0 ? [rest[rest.length - 1]!] : []),
-    ...rest.slice(0, (p.segments ? 2 : 0) + (p.lengths ? 1 : 0))
-  ]
-  const named = perExample.flatMap((v) => v.dimensions.map((d) => d.name)).filter((n) => n !== p.query && n !== p.key)
-  const h = headsOf(q0, k0, perExample.length === 0 ? null : named, p)
+  const perExample = [rest.querySegments, rest.keySegments, rest.lengths, rest.counter].filter((v) => v !== null)
+  const examples = perExample
+    .flatMap((v) => v.dimensions.map((d) => d.name))
+    .filter((n) => n !== p.query && n !== p.key)
+  const h = headsOf(q0, k0, perExample.length === 0 ? null : examples, p)
   const queryHeads = [...h.keyHeads, ...h.perKeyHead]
   const queryLike = (v: Plan.View, isOutput = false) =>
     arranged(v, h.batch, p.query, queryHeads, p.depth, emission, isOutput)
@@ -150,7 +167,7 @@ export const emitAttention = (
     size(q0, p.depth),
     size(v0, p.depth),
     double(p.scale),
-    (p.causal ? 1 : 0) + (p.segments ? 2 : 0) + (p.lengths ? 4 : 0),
+    (p.causal ? 1 : 0) + (p.segments ? 2 : 0) + (p.lengths ? 4 : 0) + (rest.queryAt === null ? 0 : 8),
     p.offset,
     q0.dtype === "bf16" ? 1 : 0,
     double(p.dropout),
