@@ -79,6 +79,76 @@ export class RecipeError extends Schema.TaggedError<RecipeError>()("RecipeError"
   }
 }
 
+/** An axis that does not divide over the mesh axes that split it. */
+export class Indivisible extends Schema.TaggedClass<Indivisible>()("Indivisible", {
+  /** The tensor: the path of a parameter or of a batch leaf, or its axes. */
+  tensor: Schema.String,
+  axis: Schema.String,
+  size: Schema.Number,
+  meshAxes: Schema.Array(Schema.String),
+  count: Schema.Number
+}) {
+  override toString() {
+    const near = nearestMultiples(this.size, this.count)
+    return `axis "${this.axis}" of size ${this.size} in ${this.tensor} does not divide by ${this.count} (mesh axis ${this.meshAxes.join(" x ")}); nearest legal sizes: ${near.join(" or ")}, nearest legal counts: ${nearestDivisors(this.size, this.count).join(" or ")}`
+  }
+}
+
+/** Ranks and mesh contradict each other, or a strategy names a mesh axis that the mesh lacks. */
+export class MeshMismatch extends Schema.TaggedClass<MeshMismatch>()("MeshMismatch", {
+  problem: Schema.String,
+  hint: Schema.String
+}) {
+  override toString() {
+    return `${this.problem}${this.hint === "" ? "" : `; ${this.hint}`}`
+  }
+}
+
+/** A tensor would reach a place that cannot take a partial sum, or a result would stay one. */
+export class StillOwing extends Schema.TaggedClass<StillOwing>()("StillOwing", {
+  tensor: Schema.String,
+  meshAxis: Schema.String,
+  where: Schema.String
+}) {
+  override toString() {
+    return `${this.tensor} is still a partial ${this.meshAxis === "" ? "sum" : `sum over mesh axis "${this.meshAxis}"`} at ${this.where}; reduce it there, or let the rule tables do it`
+  }
+}
+
+/** An operation has no rule for what a strategy asks of it. */
+export class NoRule extends Schema.TaggedClass<NoRule>()("NoRule", {
+  operation: Schema.String,
+  problem: Schema.String,
+  hint: Schema.String
+}) {
+  override toString() {
+    return `${this.operation}: ${this.problem}${this.hint === "" ? "" : `; ${this.hint}`}`
+  }
+}
+
+/** A program that a strategy cannot spread over its mesh. Found before anything runs. */
+export class PartitionError extends Schema.TaggedError<PartitionError>()("PartitionError", {
+  reason: Schema.Union([Indivisible, MeshMismatch, StillOwing, NoRule])
+}) {
+  override get message() {
+    return String(this.reason)
+  }
+}
+
+/** The two multiples of `count` around `size`. */
+const nearestMultiples = (size: number, count: number): ReadonlyArray<number> => {
+  const below = Math.floor(size / count) * count
+  return below === 0 ? [count] : [below, below + count]
+}
+
+/** The divisors of `size` around `count`. */
+const nearestDivisors = (size: number, count: number): ReadonlyArray<number> => {
+  let [below, above] = [Math.min(size, count - 1), count + 1]
+  while (below > 1 && size % below !== 0) below--
+  while (above < size && size % above !== 0) above++
+  return [...(below >= 1 ? [below] : []), ...(above <= size && size % above === 0 ? [above] : [])]
+}
+
 /** A program that a backend cannot compile. */
 export class CompileError extends Schema.TaggedError<CompileError>()("CompileError", {
   backend: Schema.String,

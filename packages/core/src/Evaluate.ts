@@ -6,6 +6,7 @@ import * as Axis from "./Axis.ts"
 import * as DType from "./DType.ts"
 import { InvalidOperation, ProgramError } from "./Errors.ts"
 import type { HostArray } from "./HostArray.ts"
+import * as Mesh from "./Mesh.ts"
 import type { AnyTensor, Body, Equation, Lockstep, TensorType } from "./Node.ts"
 import { decomposition } from "./primitives/composite.ts"
 
@@ -18,19 +19,19 @@ const stored = (x: HostArray, type: TensorType): HostArray =>
 /** Called after every equation; for counterexamples that name the first differing equation. */
 export type Observer = (equation: Equation, results: ReadonlyArray<Lockstep>) => void
 
-/** Values of the outputs, one array per rank. Every input holds one array per rank. */
+/** Values of the outputs, one array per rank of the mesh. Every input holds one array per rank. */
 export const lockstep = (
   body: Body,
   inputs: ReadonlyArray<Lockstep>,
-  ranks: number,
+  mesh: Mesh.Mesh,
   observe?: Observer
 ): ReadonlyArray<Lockstep> => {
   const env = new Map<AnyTensor, Lockstep>(body.inputs.map((x, i) => [x, inputs[i]!]))
-  const call = (inner: Body, xs: ReadonlyArray<Lockstep>) => lockstep(inner, xs, ranks, observe)
+  const call = (inner: Body, xs: ReadonlyArray<Lockstep>) => lockstep(inner, xs, mesh, observe)
   for (const e of body.equations) {
     const xs = e.inputs.map((x) => env.get(x)!)
     const types = e.outputs.map((o) => o.type)
-    const results = one(e, xs, types, ranks, call)
+    const results = one(e, xs, types, mesh, call)
     e.outputs.forEach((o, i) => env.set(o, results[i]!))
     observe?.(e, results)
   }
@@ -41,7 +42,7 @@ const one = (
   e: Equation,
   xs: ReadonlyArray<Lockstep>,
   types: ReadonlyArray<TensorType>,
-  ranks: number,
+  mesh: Mesh.Mesh,
   call: (inner: Body, xs: ReadonlyArray<Lockstep>) => ReadonlyArray<Lockstep>
 ): ReadonlyArray<Lockstep> => {
   const { meaning } = e.primitive
@@ -57,13 +58,12 @@ const one = (
       xs
     )
   }
-  const all = Array.from({ length: ranks }, (_, r) =>
-    meaning.evaluate(
-      xs.map((x) => x[r]!),
-      e.params,
-      types
-    )
-  )
+  const all = Array.from({ length: Mesh.rankCount(mesh) }, (_, r) => {
+    const own = (rank: number) => xs.map((x) => x[rank]!)
+    if (meaning.kind === "core") return meaning.evaluate(own(r), e.params, types)
+    const { meshAxis } = e.params
+    return meaning.evaluate(Mesh.peers(mesh, r, meshAxis).map(own), Mesh.coordinate(mesh, r, meshAxis), e.params)
+  })
   return types.map((t, i) => all.map((a) => stored(a[i]!, t)))
 }
 
@@ -99,7 +99,7 @@ export const run = (
   const outputs = lockstep(
     body,
     inputs.map((x) => [x]),
-    1,
+    Mesh.single,
     observe
   )
   return Result.succeed(outputs.map((x) => x[0]!))

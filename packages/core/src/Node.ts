@@ -8,8 +8,11 @@ export interface TensorType {
   readonly dtype: DType
 }
 
-/** Which rule table of a strategy decides the layout of a tensor. Models never set it; the step builder does. */
-export type Role = "compute" | "parameter" | "gradient" | "optimizer"
+/**
+ * Which rule table of a strategy decides the layout of a tensor. Models never set it; the step builder does. "gathered" stands in programs of one
+ * rank only: a parameter that was brought together from its shards.
+ */
+export type Role = "compute" | "parameter" | "gradient" | "optimizer" | "gathered"
 
 export const TensorId: unique symbol = Symbol.for("@tessera/core/Tensor")
 
@@ -74,6 +77,16 @@ export type Meaning<P> =
       readonly kind: "composite"
       readonly decompose: (xs: ReadonlyArray<AnyTensor>, params: P) => ReadonlyArray<AnyTensor>
     }
+  /**
+   * One mesh axis of ranks does it together. `group` holds the operands of every rank along the axis, by coordinate; `own` is the coordinate of
+   * the rank whose results are asked for.
+   */
+  | {
+      readonly kind: "collective"
+      readonly evaluate: (group: ReadonlyArray<ReadonlyArray<HostArray>>, own: number, params: P) => ReadonlyArray<HostArray>
+      /** Bytes that each rank sends. */
+      readonly wire: (inputs: ReadonlyArray<TensorType>, outputs: ReadonlyArray<TensorType>, params: P) => number
+    }
   /** Contains programs. `bodies` are what passes walk; `withBodies` puts rewritten ones back. */
   | {
       readonly kind: "region"
@@ -104,7 +117,13 @@ export interface ByName<P> {
   readonly localize?: (params: P, count: (axis: string) => number) => P
 }
 
-export type PartitionRule<P> = ByName<P> | { readonly kind: "derived" } | { readonly kind: "region" }
+export type PartitionRule<P> =
+  | ByName<P>
+  /** Composites: the ways of the decomposition that move nothing. Where an operand is split along one of `opens`, the decomposition runs instead. */
+  | { readonly kind: "derived"; readonly opens?: (params: P) => ReadonlyArray<string> }
+  | { readonly kind: "region" }
+  /** Stands in programs of one rank, which are not partitioned again. */
+  | { readonly kind: "local" }
 
 /** Everything known about one operation, in one record. */
 export interface Primitive<Name extends string, P> {

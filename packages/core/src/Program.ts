@@ -249,7 +249,7 @@ export const costOf = (e: Equation): Cost => {
     otherFlops: other,
     bytesRead: ins.reduce((n, t) => n + bytesOf(t), 0),
     bytesWritten: outs.reduce((n, t) => n + bytesOf(t), 0),
-    wireBytes: {}
+    wireBytes: meaning.kind === "collective" ? { [e.params.meshAxis]: meaning.wire(ins, outs, e.params) } : {}
   }
 }
 

@@ -1,5 +1,7 @@
 /** How a step is spread over devices and memory. A value that only describes; passes read it once, when the step is built. */
 import * as Context from "effect/Context"
+import type * as Mesh from "./Mesh.ts"
+import * as Meshes from "./Mesh.ts"
 import type { RecomputePolicy } from "./Module.ts"
 
 /**
@@ -26,7 +28,7 @@ export interface Fsdp {
 
 export interface Strategy {
   /** Mesh axes with their device counts, outermost first; empty for a single device. */
-  readonly mesh: ReadonlyArray<readonly [meshAxis: string, count: number]>
+  readonly mesh: Mesh.Mesh
   /** Parts that a batch is cut into; gradients add up over them before the one update. */
   readonly microbatches: number
   readonly recompute: RecomputePolicy
@@ -37,6 +39,8 @@ export interface Strategy {
   readonly optimizer: Rules
   readonly pipeline: Pipeline | null
   readonly fsdp: Fsdp | null
+  /** Mesh axes around which attention passes keys and values, instead of gathering them. */
+  readonly ring: ReadonlyArray<string>
   /** Gradients are reduced in groups of about this many bytes. */
   readonly bucketBytes: number
 }
@@ -52,11 +56,58 @@ export const single: Strategy = {
   optimizer: [],
   pipeline: null,
   fsdp: null,
+  ring: [],
   bucketBytes: 125_000_000
 }
 
+export interface Choices {
+  /** Mesh axes with their counts, outermost first: `stage`, `data`, `context`, `tensor`, as far as there are any. */
+  readonly mesh: Mesh.Mesh
+  /** What is split over `data` besides the batch: optimizer state (1), gradients (2), parameters (3). */
+  readonly zero?: 0 | 1 | 2 | 3
+  /** Norms and residuals are split along the sequence over `tensor`. */
+  readonly sequence?: boolean
+  /** How attention sees keys of other ranks of `context`. */
+  readonly context?: "gather" | "ring"
+  readonly microbatches?: number
+  readonly recompute?: RecomputePolicy
+}
+
+/**
+ * Rule tables from the names of mesh axes. Data parallel: batch over `data`. ZeRO: the embed axis of state, gradients, parameters over `data` as
+ * well; what has none (a few biases) stays whole. Tensor parallel: heads, mlp and vocab over `tensor`. Sequence parallel: seq over `tensor`, after these. Context parallel: seq and keySeq over `context`. Pipeline: layers
+ * over `stage`. @source arXiv:1909.08053 (tensor), arXiv:1910.02054 (ZeRO), arXiv:2205.05198 (sequence)
+ */
+export const make = (choices: Choices): Strategy => {
+  const { context = "gather", mesh, microbatches = 1, recompute = single.recompute, sequence = false, zero = 0 } = choices
+  const on = (meshAxis: string, ...axes: ReadonlyArray<string>): Rules =>
+    Meshes.has(mesh, meshAxis) ? axes.map((axis) => [axis, meshAxis] as const) : []
+  const tensor = on("tensor", "heads", "mlp", "vocab")
+  const stored = (level: number): Rules => [
+    ...tensor,
+    ...on("stage", "layers"),
+    ...(zero >= level ? on("data", "embed") : [])
+  ]
+  return {
+    ...single,
+    mesh,
+    microbatches,
+    recompute,
+    compute: [
+      ...on("data", "batch"),
+      ...on("context", "seq", "keySeq"),
+      ...tensor,
+      ...(sequence ? on("tensor", "seq") : [])
+    ],
+    parameters: stored(3),
+    gradients: stored(2),
+    optimizer: stored(1),
+    ring: context === "ring" && Meshes.has(mesh, "context") ? ["context"] : []
+  }
+}
+
 /** Number of devices of the mesh. */
-export const deviceCount = (strategy: Strategy): number => strategy.mesh.reduce((n, [, count]) => n * count, 1)
+export const deviceCount = (strategy: Strategy): number => Meshes.rankCount(strategy.mesh)
 
 /** The strategy in force; a single device unless provided. */
 export const Current: Context.Reference<Strategy> = Context.Reference<Strategy>("@tessera/core/Strategy", {

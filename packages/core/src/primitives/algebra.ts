@@ -125,7 +125,7 @@ export const broadcastP: Primitive<"broadcast", { readonly axes: Axis.Axes }> = 
     kind: "byName",
     linear: [[0]],
     spreads: true,
-    localize: (p, count) => ({ axes: p.axes.map((a) => ({ ...a, size: a.size / count(a.name) })) })
+    localize: (p, count) => ({ axes: p.axes.map((a) => Axis.make(a.name, a.size / count(a.name))) })
   },
   flops: free,
   precision: "exact",
@@ -228,7 +228,8 @@ export const castP: Primitive<"cast", { readonly dtype: DType.DType }> = {
     kind: "short",
     pullback: ([c], [x], [out]) => [isFloat(x!) && isFloat(out!) ? cast(c as Tensor<string>, x!.type.dtype) : null]
   },
-  partition: { kind: "byName" },
+  // Of floats the parts of a sum may be cast instead: 16-bit parts are rounded before they are added, as in any 16-bit reduction.
+  partition: { kind: "byName", linear: [[0]] },
   flops: free,
   precision: "exact",
   recompute: "expensive"

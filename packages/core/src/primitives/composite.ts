@@ -7,6 +7,8 @@ interface Rules<P> {
   readonly precision: Primitive<string, P>["precision"]
   readonly recompute?: "cheap" | "expensive"
   readonly vjp?: Primitive<string, P>["vjp"]
+  /** Axes along which a split operand makes the decomposition run instead of the kernel. */
+  readonly opens?: (params: P) => ReadonlyArray<string>
 }
 
 /** The program that a composite stands for, at given types (sizes may be local ones). */
@@ -38,7 +40,7 @@ export const composite = <Name extends string, P>(
       ).map((o) => o.type),
     meaning: { kind: "composite", decompose },
     vjp: rules.vjp ?? { kind: "decompose" },
-    partition: { kind: "derived" },
+    partition: rules.opens === undefined ? { kind: "derived" } : { kind: "derived", opens: rules.opens },
     flops:
       rules.flops ??
       ((types, _out, p) => {

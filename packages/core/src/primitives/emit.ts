@@ -27,10 +27,9 @@ const commonRole = (operation: string, inputs: ReadonlyArray<AnyTensor>): Role =
   let role: Role | null = null
   for (const x of inputs) {
     if (x.type.axes.length === 0 && x.role === "compute") continue
-    if (role === null) role = x.role
-    else if (role !== x.role) {
-      invalid(operation, `mixes tensors with the roles ${role} and ${x.role}; place one of them`)
-    }
+    const own = x.role === "gathered" ? "compute" : x.role
+    if (role === null) role = own
+    else if (role !== own) invalid(operation, `mixes tensors with the roles ${role} and ${own}; place one of them`)
   }
   return role ?? "compute"
 }

@@ -26,7 +26,8 @@ export const iotaP: Primitive<
     ]
   },
   vjp: { kind: "none" },
-  partition: { kind: "byName", spreads: true },
+  // Always whole: what a rank needs of it is its own slice, which costs nothing.
+  partition: { kind: "byName", localize: (p) => ({ ...p, axis: Axis.make(p.axis.name, p.axis.size) }) },
   flops: free,
   precision: "exact",
   recompute: "cheap"

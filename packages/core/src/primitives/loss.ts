@@ -2,10 +2,10 @@
 import * as Axis from "../Axis.ts"
 import { invalid, NotDifferentiable, refuse } from "../Errors.ts"
 import type { AnyTensor, Primitive, Tensor, TensorType } from "../Node.ts"
-import { add, cast, constant, div, mul, scale, shift, sizeOf, sub, sum } from "./algebra.ts"
+import { add, cast, constant, div, mul, scale, shift, sub, sum } from "./algebra.ts"
 import { composite } from "./composite.ts"
 import { emit } from "./emit.ts"
-import { oneHot } from "./index.ts"
+import { iota, oneHot } from "./index.ts"
 import { stopGradient } from "./mark.ts"
 import { and, equal, exp, less, log, not, select } from "./pointwise.ts"
 import { max } from "./reduce.ts"
@@ -21,15 +21,35 @@ export interface CrossEntropyParams {
   readonly smoothing: number
 }
 
+const whole = (n: number, like: AnyTensor) => constant(n, like.type.dtype) as unknown as Tensor<never, "int">
+
+/** Rows whose label is a class. */
+const validOf = (targets: AnyTensor, count: number): Tensor<string, "bool"> => {
+  const labels = targets as Tensor<string, "int">
+  return and(less(labels, whole(count, labels)), not(less(labels, whole(0, labels))))
+}
+
+/** Classes that are meant, where more are stored; null when all are. */
+const meantOf = (logits: AnyTensor, classes: string): Tensor<string, "bool"> | null => {
+  const { logical, size } = Axis.find(logits.type.axes, classes)!
+  const at = iota(classes, size)
+  return logical === size ? null : less(at, whole(logical, at))
+}
+
+const only = (meant: Tensor<string, "bool"> | null, x: T, otherwise: number): T =>
+  meant === null ? x : (select(meant, x, constant(otherwise)) as AnyTensor as T)
+
 /** The distribution that is compared with. */
 const target = (logits: AnyTensor, targets: AnyTensor, p: CrossEntropyParams): T => {
-  const count = sizeOf(logits, p.classes)
-  if (p.targets === "soft") return shift(scale(wide(targets), 1 - p.smoothing), p.smoothing / count)
-  const labels = targets as Tensor<string, "int">
-  const whole = (n: number) => constant(n, labels.type.dtype) as unknown as Tensor<never, "int">
-  const valid = and(less(labels, whole(count)), not(less(labels, whole(0))))
-  const hot = shift(scale(oneHot(labels, p.classes, count), 1 - p.smoothing), p.smoothing / count)
-  return select(valid, hot, constant(0)) as AnyTensor as T
+  const { logical: count, size } = Axis.find(logits.type.axes, p.classes)!
+  const meant = meantOf(logits, p.classes)
+  if (p.targets === "soft")
+    return only(meant, shift(scale(wide(targets), 1 - p.smoothing), p.smoothing / count), 0)
+  const hot = shift(
+    scale(oneHot(targets as Tensor<string, "int">, p.classes, size), 1 - p.smoothing),
+    p.smoothing / count
+  )
+  return select(validOf(targets, count), only(meant, hot, 0), constant(0)) as AnyTensor as T
 }
 
 const logSumExp = (x: T, axis: string): T => {
@@ -45,7 +65,7 @@ const flops = (types: ReadonlyArray<TensorType>) => ({ contraction: 0, other: 6 
 export const crossEntropyP: Primitive<"crossEntropy", CrossEntropyParams> = composite(
   "crossEntropy",
   ([logits, targets], p) => {
-    const x = wide(logits!)
+    const x = only(meantOf(logits!, p.classes), wide(logits!), -Infinity)
     const lse = logSumExp(x, p.classes)
     const t = target(logits!, targets!, p)
     // Rows without a target count nothing even where a logit is infinite.
@@ -55,6 +75,7 @@ export const crossEntropyP: Primitive<"crossEntropy", CrossEntropyParams> = comp
   {
     precision: "loss",
     flops,
+    opens: (p) => [p.classes],
     vjp: {
       kind: "long",
       differentiate: (inputs, p) => {
@@ -77,13 +98,18 @@ export const crossEntropyBackwardP: Primitive<"crossEntropyBackward", CrossEntro
   "crossEntropyBackward",
   ([logits, targets, lse, dLoss], p) => {
     const t = target(logits!, targets!, p)
-    const softmax = exp(sub(wide(logits!), lse as T))
-    // Where nothing is compared nothing flows, even from rows whose softmax is not a number.
-    const total = sum(t, p.classes) as AnyTensor as T
+    const meant = meantOf(logits!, p.classes)
+    const softmax = only(meant, exp(sub(wide(logits!), lse as T)), 0)
+    // Where nothing is compared nothing flows, even from rows whose softmax is not a number. Labels weigh 1, without a sum over split classes.
+    const count = Axis.find(logits!.type.axes, p.classes)!.logical
+    const labels = p.targets === "labels"
+    const total = (
+      labels ? select(validOf(targets!, count), constant(1), constant(0)) : sum(t, p.classes)
+    ) as AnyTensor as T
     const gradient = select(equal(total, constant(0)), constant(0), mul(dLoss as T, sub(mul(total, softmax), t)))
     return [cast(gradient, logits!.type.dtype)]
   },
-  { precision: "loss", flops }
+  { precision: "loss", flops, opens: (p) => [p.classes] }
 )
 
 /**
