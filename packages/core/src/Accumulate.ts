@@ -3,11 +3,11 @@ import * as Result from "effect/Result"
 import * as Axis from "./Axis.ts"
 import { RecipeError } from "./Errors.ts"
 import * as Gradient from "./Gradient.ts"
-import type { Body, Tensor, TensorType } from "./Node.ts"
+import type { AnyTensor, Body, Tensor, TensorType } from "./Node.ts"
 import { input } from "./Node.ts"
 import { broadcast, cast, constant, zeros } from "./primitives/algebra.ts"
-import { split } from "./primitives/axes.ts"
-import { scan } from "./primitives/control.ts"
+import { merge, split } from "./primitives/axes.ts"
+import { recompute, scan } from "./primitives/control.ts"
 import { place } from "./primitives/emit.ts"
 import * as Program from "./Program.ts"
 
@@ -82,6 +82,49 @@ export const valueAndGrad = (loss: Body, options: Options): Body => {
     microbatches
   )
   return Program.body(whole, results.summed)
+}
+
+/**
+ * `f` of every microbatch, joined again to whole batches, each in a region: the forward pass keeps the results only, the backward pass runs `f` again
+ * with the cotangents that all results together give it. So a loss over pairs of examples has exact gradients for any number of microbatches,
+ * with the memory of one. `f` gets parameters, the batch's leaves and the seed; its results have the axis "batch". @source arXiv:2101.06983
+ */
+export const cached = (
+  given: {
+    readonly parameters: ReadonlyArray<AnyTensor>
+    readonly batch: ReadonlyArray<AnyTensor>
+    readonly seed: AnyTensor
+    readonly microbatches: number
+  },
+  f: (
+    parameters: ReadonlyArray<AnyTensor>,
+    batch: ReadonlyArray<AnyTensor>,
+    seed: AnyTensor
+  ) => ReadonlyArray<AnyTensor>
+): ReadonlyArray<AnyTensor> => {
+  const { batch, microbatches, parameters, seed } = given
+  if (microbatches === 1) return f(parameters, batch, seed)
+  const batched = batch.map((x) => Axis.has(x.type.axes, "batch"))
+  const each = batch.flatMap((x, i) =>
+    batched[i]
+      ? [split(x as Tensor<"batch">, "batch", { outer: "batch", inner: "micro", size: microbatches }) as AnyTensor]
+      : []
+  )
+  const fixed = [...batch.filter((_, i) => !batched[i]), ...parameters, seed]
+  const { stacked } = scan(
+    "micro",
+    { carried: [], each, fixed },
+    (inside) => {
+      const results = recompute([...inside.each, ...inside.fixed], (xs) => {
+        let [e, k] = [0, each.length]
+        const own = batched.map((b) => (b ? xs[e++]! : xs[k++]!))
+        return f(xs.slice(k, -1), own, xs[xs.length - 1]!)
+      })
+      return { carried: [], stacked: results, summed: [] }
+    },
+    microbatches
+  )
+  return stacked.map((x) => merge(x as Tensor<"batch" | "micro">, "batch", "micro", "batch"))
 }
 
 const gradients = (loss: Body, { lossScale, wrt }: Options): Body => {

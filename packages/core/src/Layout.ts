@@ -82,13 +82,36 @@ export const rulesOf = (strategy: Strategy, role: Role): Rules => {
   }
 }
 
+/** Axes that may be stored longer than they are meant, so that they divide. */
+export const paddable: ReadonlySet<string> = new Set(["seq", "keySeq", "vocab"])
+
+/** Whether a paddable axis is not stored longer yet, though the rules of the role need it. */
+const unpadded = (axis: Axis.Axis, strategy: Strategy, role: Role): boolean => {
+  if (!paddable.has(axis.name)) return false
+  const meshAxes = new Set(rulesOf(strategy, role).flatMap(([name, m]) => (name === axis.name ? [m] : [])))
+  const count = [...meshAxes].reduce((n, m) => n * Mesh.countOf(strategy.mesh, m), 1)
+  return axis.size % count !== 0
+}
+
+export interface Naming {
+  /** What the tensor is called in errors. */
+  readonly tensor?: string
+  /** The program went through `Padding`: where a paddable axis does not divide yet, it is whole until it is padded. */
+  readonly padded?: boolean
+}
+
 /** The layout that a tensor has by the names of its axes. Throws `PartitionError` where a split axis does not divide. */
-export const named = (type: TensorType, role: Role, strategy: Strategy, tensor?: string): Layout => {
+export const named = (
+  type: TensorType,
+  role: Role,
+  strategy: Strategy,
+  { padded = false, tensor }: Naming = {}
+): Layout => {
   const layout = new Map(whole(strategy.mesh))
   for (const [axis, meshAxis] of rulesOf(strategy, role)) {
     if (layout.get(meshAxis) !== "whole") continue
     const found = Axis.find(type.axes, axis)
-    if (found === undefined) continue
+    if (found === undefined || (padded && unpadded(found, strategy, role))) continue
     layout.set(meshAxis, splitOn(axis))
     const count = shardCount(layout, strategy.mesh, axis)
     if (found.size % count !== 0) indivisible(type, found, layout, strategy.mesh, count, tensor)

@@ -7,7 +7,7 @@ import { input } from "./Node.ts"
 import * as Program from "./Program.ts"
 import * as Random from "./Random.ts"
 import { iota } from "./primitives/index.ts"
-import { recompute, scan } from "./primitives/control.ts"
+import { scan } from "./primitives/control.ts"
 import * as Tree from "./Tree.ts"
 
 /** The declaration of one parameter. `decay`: whether weight decay applies by default. */
@@ -29,19 +29,10 @@ export interface Call {
   /** Dropout, drop path and the like act only in training. */
   readonly train: boolean
   readonly key: Random.Key | null
-  /** Which layers of a stack forget their intermediates. Set by the step builder from the Strategy. */
-  readonly recompute: RecomputePolicy
 }
 
-/** none: all are kept. full: every layer runs again in the backward pass. */
-export type RecomputePolicy = { readonly kind: "none" } | { readonly kind: "full" }
-
-export const evaluation: Call = { train: false, key: null, recompute: { kind: "none" } }
-export const training = (key: Random.Key, recompute: RecomputePolicy = { kind: "none" }): Call => ({
-  train: true,
-  key,
-  recompute
-})
+export const evaluation: Call = { train: false, key: null }
+export const training = (key: Random.Key): Call => ({ train: true, key })
 
 /** The same call with the key of a part, by name. */
 export const within = (call: Call, name: string): Call =>
@@ -114,8 +105,8 @@ export interface StackInput<A extends string> {
 }
 
 /**
- * `size` copies of a block, one after another, as a scan over the axis "layers", which every parameter receives. Memory policy (recomputation,
- * stage cuts) lives here, in `call`, never in models. Captured intermediates come back with the axis "layers".
+ * `size` copies of a block, one after another, as a scan over the axis "layers", which every parameter receives. Passes find the scan: recomputation
+ * and stage cuts are no business of models. Captured intermediates come back with the axis "layers".
  */
 export const stack = <P extends ParamTree, A extends string>(
   block: Module<P, Layer<A>, LayerResult<A>>,
@@ -161,31 +152,17 @@ export const stack = <P extends ParamTree, A extends string>(
                 },
                 index as Tensor<never, "int">
               )
-        const body = (xs: ReadonlyArray<AnyTensor>, k: Random.Key | null): ReadonlyArray<AnyTensor> => {
-          const own = Object.fromEntries(names.map((n, i) => [n, xs[2 + i] as Tensor<never>]))
-          const result = block.apply(
-            Tree.unflatten(shape, xs.slice(2 + names.length)) as Tensors<P>,
-            { value: xs[0] as Tensor<A>, index: xs[1] as Tensor<never, "int">, constants: own },
-            { ...call, key: k }
-          )
-          captured = Object.keys(result.captured)
-          return [result.value, ...captured.map((n) => result.captured[n]!)]
-        }
-        const operands = [inside.carried[0]!, index!, ...rest]
-        const drawn = key === null ? [] : [key.seed, key.stream, ...(key.example === null ? [] : [key.example])]
-        const [next, ...extra] =
-          call.recompute.kind === "none"
-            ? body(operands, key)
-            : recompute([...operands, ...drawn], (xs) => {
-                const [s, t, e] = xs.slice(operands.length)
-                return body(
-                  xs.slice(0, operands.length),
-                  key === null
-                    ? null
-                    : { seed: s as Tensor<never, "int">, stream: t as Tensor<never, "int">, example: e ?? null }
-                )
-              })
-        return { carried: [next!], stacked: extra, summed: [] }
+        const result = block.apply(
+          Tree.unflatten(shape, rest.slice(names.length)) as Tensors<P>,
+          {
+            value: inside.carried[0] as Tensor<A>,
+            index: index as Tensor<never, "int">,
+            constants: Object.fromEntries(names.map((n, i) => [n, rest[i] as Tensor<never>]))
+          },
+          { ...call, key }
+        )
+        captured = Object.keys(result.captured)
+        return { carried: [result.value], stacked: captured.map((n) => result.captured[n]!), summed: [] }
       }
     )
     return {
@@ -198,7 +175,8 @@ export const stack = <P extends ParamTree, A extends string>(
 /** Parameters with one more axis, "layers". */
 export type Stacked<P> = P extends Param<infer A> ? Param<A | "layers"> : { readonly [K in keyof P]: Stacked<P[K]> }
 
-const mapParams = (tree: ParamTree, f: (p: Param) => Param): ParamTree =>
+/** The same tree with other declarations. */
+export const mapParams = (tree: ParamTree, f: (p: Param) => Param): ParamTree =>
   isParam(tree) ? f(tree) : Object.fromEntries(Object.entries(tree).map(([k, v]) => [k, mapParams(v as ParamTree, f)]))
 
 export interface Leaf {

@@ -83,7 +83,11 @@ export type Meaning<P> =
    */
   | {
       readonly kind: "collective"
-      readonly evaluate: (group: ReadonlyArray<ReadonlyArray<HostArray>>, own: number, params: P) => ReadonlyArray<HostArray>
+      readonly evaluate: (
+        group: ReadonlyArray<ReadonlyArray<HostArray>>,
+        own: number,
+        params: P
+      ) => ReadonlyArray<HostArray>
       /** Bytes that each rank sends. */
       readonly wire: (inputs: ReadonlyArray<TensorType>, outputs: ReadonlyArray<TensorType>, params: P) => number
     }

@@ -31,6 +31,8 @@ export interface Lowered {
 }
 
 export interface Options {
+  /** The program went through `Padding`, as those of `Step` did. Else an axis that does not divide is an error, seq and vocab included. */
+  readonly padded?: boolean
   /** Layouts of inputs; by default those of their names. */
   readonly inputs?: ReadonlyArray<Layout>
   /** Layout of output i, from what is there; by default that of its names. */
@@ -39,12 +41,12 @@ export interface Options {
 
 /** Lowers a body. Throws `PartitionError`. */
 export const lower = (body: Body, strategy: Strategy, options: Options = {}): Lowered => {
-  const scope = new Scope(strategy)
-  const layouts = options.inputs ?? body.inputs.map((x) => Layouts.named(x.type, x.role, strategy))
+  const scope = new Scope(strategy, { padded: options.padded ?? false })
+  const layouts = options.inputs ?? body.inputs.map((x) => scope.home(x))
   const inputs = body.inputs.map((x, i) => input(Layouts.localType(x.type, layouts[i]!, strategy.mesh), x.role))
   body.inputs.forEach((x, i) => scope.add(x, { tensor: inputs[i]!, layout: layouts[i]! }))
   const held = new Map<AnyTensor, ReadonlyArray<Version>>()
-  lowerEquations(body.equations, scope, held)
+  lowerEquations(body.equations, scope, held, options)
   const outputLayouts = body.outputs.map((x, i) => options.outputs?.(i, x, scope) ?? scope.home(x))
   const outputs = body.outputs.map((x, i) => scope.at(x, outputLayouts[i]!))
   for (const [x, versions] of scope.versions) held.set(x, versions)
@@ -54,10 +56,11 @@ export const lower = (body: Body, strategy: Strategy, options: Options = {}): Lo
 const lowerEquations = (
   equations: ReadonlyArray<Equation>,
   scope: Scope,
-  held: Map<AnyTensor, ReadonlyArray<Version>>
+  held: Map<AnyTensor, ReadonlyArray<Version>>,
+  options: Options
 ): void => {
   for (const e of equations) {
-    if (e.primitive.meaning.kind === "region") lowerRegion(e, scope, held)
+    if (e.primitive.meaning.kind === "region") lowerRegion(e, scope, held, options)
     else if (e.primitive === placeP) {
       const [x, o] = [e.inputs[0]!, e.outputs[0]!]
       for (const { layout, tensor } of scope.versionsOf(x))
@@ -67,7 +70,7 @@ const lowerEquations = (
       const { meaning } = e.primitive
       if (meaning.kind !== "composite") throw new Error(`${e.primitive.name} is no composite`)
       const inside = Program.body(e.inputs, meaning.decompose(e.inputs, e.params))
-      lowerEquations(inside.equations, scope, held)
+      lowerEquations(inside.equations, scope, held, options)
       inside.outputs.forEach((x, i) => {
         for (const v of scope.versionsOf(x)) scope.add(e.outputs[i]!, v)
       })
@@ -167,7 +170,12 @@ const lowerAs = (e: Equation, chosen: ReadonlyMap<string, Way>, scope: Scope, ri
   const { mesh } = scope.strategy
   const wanted = (placement: (w: Way) => Placement): Layout =>
     new Map([...chosen].map(([m, w]) => [m, placement(w)] as const))
-  const inputs = e.inputs.map((x, i) => scope.at(x, wanted((w) => w.inputs[i]!)))
+  const inputs = e.inputs.map((x, i) =>
+    scope.at(
+      x,
+      wanted((w) => w.inputs[i]!)
+    )
+  )
   const layouts = e.outputs.map((_, i) => wanted((w) => w.outputs[i]!))
   const rule = e.primitive.partition
   const params =
@@ -176,9 +184,7 @@ const lowerAs = (e: Equation, chosen: ReadonlyMap<string, Way>, scope: Scope, ri
       : e.params
   const roles = e.outputs.map((o) => o.role)
   const outputs =
-    ring === null
-      ? scope.emit(e.primitive, inputs, params, roles)
-      : emitRing(e, inputs, ring, Mesh.countOf(mesh, ring))
+    ring === null ? scope.emit(e.primitive, inputs, params, roles) : emitRing(e, inputs, ring, Mesh.countOf(mesh, ring))
   e.outputs.forEach((o, i) => {
     scope.add(o, { tensor: outputs[i]!, layout: layouts[i]! })
     scope.settle(o, false)
@@ -194,12 +200,18 @@ export const lateLayout = (x: AnyTensor, scope: Scope): Layout => {
 }
 
 /** Inputs arrive in the layouts of their names; carried values keep it, whatever adds up may leave as a debt. */
-const lowerRegion = (e: Equation, scope: Scope, held: Map<AnyTensor, ReadonlyArray<Version>>): void => {
+const lowerRegion = (
+  e: Equation,
+  scope: Scope,
+  held: Map<AnyTensor, ReadonlyArray<Version>>,
+  { padded = false }: Options
+): void => {
   const { body } = e.params as { readonly body: Body }
   const carried = e.primitive === scanP ? (e.params as ScanParams).carried : 0
-  const layouts = body.inputs.map((x) => Layouts.named(x.type, x.role, scope.strategy))
+  const layouts = body.inputs.map((x) => Layouts.named(x.type, x.role, scope.strategy, { padded }))
   const inputs = e.inputs.map((x, i) => scope.at(x, layouts[i]!))
   const inner = lower(body, scope.strategy, {
+    padded,
     inputs: layouts,
     outputs: (i, x, inside) => (i < carried ? layouts[i]! : lateLayout(x, inside))
   })

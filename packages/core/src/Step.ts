@@ -7,12 +7,14 @@ import * as Module from "./Module.ts"
 import type { AnyTensor, Tensor, TensorType } from "./Node.ts"
 import { input } from "./Node.ts"
 import * as Optimizer from "./Optimizer.ts"
+import * as Padding from "./Padding.ts"
 import * as Precision from "./Precision.ts"
 import { cast, constant, div } from "./primitives/algebra.ts"
 import { place } from "./primitives/emit.ts"
 import { equal, select } from "./primitives/pointwise.ts"
 import * as Program from "./Program.ts"
 import * as Random from "./Random.ts"
+import * as Recompute from "./Recompute.ts"
 import { simplify, simplifyBody } from "./Simplify.ts"
 import * as Strategy from "./Strategy.ts"
 import * as Tree from "./Tree.ts"
@@ -28,10 +30,37 @@ export interface BatchTypes {
   readonly [name: string]: unknown
 }
 
+/** Called once, on one microbatch. Sums, not means: see `Accumulate.Loss`. */
+export type LossFunction<P, B> = (
+  params: Module.Tensors<P>,
+  batch: Tree.Mapped<B, AnyTensor>,
+  call: Module.Call
+) => Accumulate.Loss
+
+/** Tensors by name, each with the axis "batch". */
+export type Features = Readonly<Record<string, AnyTensor>>
+
+/** A loss that compares examples with each other, such as the contrastive one: features of each, then one loss over all. */
+export interface PairwiseLoss<P, B> {
+  /** Called once, on one microbatch. */
+  readonly features: (params: Module.Tensors<P>, batch: Tree.Mapped<B, AnyTensor>, call: Module.Call) => Features
+  /** Called once, on features of all examples that are compared. */
+  readonly loss: (
+    features: Features,
+    params: Module.Tensors<P>,
+    batch: Tree.Mapped<B, AnyTensor>,
+    call: Module.Call
+  ) => Accumulate.Loss
+  /**
+   * global: all examples of the batch are compared, whatever the number of microbatches; every microbatch runs forward twice. microbatch: only
+   * those of one microbatch, another loss for every number of them.
+   */
+  readonly negatives: "global" | "microbatch"
+}
+
 export interface Config<P extends Module.ParamTree, B extends BatchTypes> {
   readonly params: P
-  /** Called once, on one microbatch. Sums, not means: see `Accumulate.Loss`. */
-  readonly loss: (params: Module.Tensors<P>, batch: Tree.Mapped<B, AnyTensor>, call: Module.Call) => Accumulate.Loss
+  readonly loss: LossFunction<P, B> | PairwiseLoss<P, B>
   readonly batch: B
   readonly optimizer: Optimizer.Optimizer
   readonly precision?: Precision.Precision
@@ -74,6 +103,8 @@ export interface StepProgram<In = unknown, Out = unknown> {
   readonly program: Program.Program<In, Out>
   /** Inputs whose memory the outputs may take over: parameters, state, averages. A frozen parameter is its own output. */
   readonly donated: ReadonlyArray<readonly [inputIndex: number, outputIndex: number]>
+  /** Declarations of the parameters as they are stored: axes that a strategy pads are longer. */
+  readonly params: Module.ParamTree
   readonly digest: string
 }
 
@@ -118,8 +149,8 @@ const built = <A>(f: () => A): Result.Result<A, ProgramError | RecipeError> =>
   })
 
 /**
- * The step: parameters, state, batch and scalars to parameters, state and metrics. Built by precision -> simplify -> vjp -> accumulate -> optimizer
- * -> simplify. Gradients are of the total; the one division by the weight of the whole batch is part of the optimizer's gradient scale, so that
+ * The step: parameters, state, batch and scalars to parameters, state and metrics. Built by precision -> simplify -> recompute -> vjp -> accumulate
+ * -> optimizer -> simplify. Gradients are of the total; the one division by the weight of the whole batch is part of the optimizer's gradient scale, so that
  * k microbatches equal one batch. Fails with `RecipeError` for a batch that cannot be cut or contradicts itself, with `ProgramError` from the loss.
  */
 export const make = <P extends Module.ParamTree, const B extends BatchTypes>(
@@ -128,9 +159,10 @@ export const make = <P extends Module.ParamTree, const B extends BatchTypes>(
   const { strategy = Strategy.single } = config
   const [types, batchShape] = Tree.flatten<TensorType, B>(config.batch, isType)
   return Result.flatMap(examplesOf(types, Tree.paths(batchShape)), (examples) =>
-    Result.flatMap(Accumulate.size(examples, strategy.microbatches), () =>
-      built(() => buildStep(config, strategy, types, batchShape))
-    )
+    Result.flatMap(Accumulate.size(examples, strategy.microbatches), () => {
+      const wrong = Recompute.problem(strategy.recompute)
+      return wrong === null ? built(() => buildStep(config, strategy, types, batchShape)) : Result.fail(wrong)
+    })
   )
 }
 
@@ -140,13 +172,14 @@ const buildStep = <P extends Module.ParamTree, B extends BatchTypes>(
   types: ReadonlyArray<TensorType>,
   batchShape: Tree.Shape<B>
 ): StepProgram<Inputs<Module.Tensors<P>, B>, Outputs<Module.Tensors<P>>> => {
-  const { optimizer, params, precision = Precision.f32 } = config
+  const { optimizer, precision = Precision.f32 } = config
+  const params = Padding.parameters(config.params, strategy)
   const leaves = Module.leaves(params)
   const trained = Optimizer.trained(optimizer, params)
   const loss = lossProgram(config, strategy, types, batchShape)
   const summed = Accumulate.valueAndGrad(loss.body, {
     wrt: leaves.flatMap((leaf, i) => (optimizer.trainable(leaf) ? [i] : [])),
-    microbatches: strategy.microbatches,
+    microbatches: loss.whole ? 1 : strategy.microbatches,
     lossScale: loss.body.inputs.length - 1,
     finish: (b) => simplifyBody(Precision.widenGradients(b, precision))
   })
@@ -197,7 +230,8 @@ const buildStep = <P extends Module.ParamTree, B extends BatchTypes>(
   }
   const program = leafByLeaf(simplify(Program.make(given, results)), leaves, trained, next)
   const kept = program.inputs.length - batch.length - 4
-  return { program, donated: Array.from({ length: kept }, (_, i) => [i, i] as const), digest: Program.digest(program) }
+  const donated = Array.from({ length: kept }, (_, i) => [i, i] as const)
+  return { program, donated, params, digest: Program.digest(program) }
 }
 
 /**
@@ -229,8 +263,10 @@ const paramShape = <P extends Module.ParamTree>(params: P): Tree.Shape =>
 type ParamRoot = Module.ParamTree
 
 interface LossProgram {
-  /** parameters, batch, seed, lossScale to total, weight, metrics: all f32 scalars, for one microbatch. */
+  /** parameters, batch, seed, lossScale to total, weight, metrics: all f32 scalars, for one microbatch or for all. */
   readonly body: Program.Body
+  /** The body takes the whole batch, and cuts it into microbatches itself. */
+  readonly whole: boolean
   readonly metrics: ReadonlyArray<string>
 }
 
@@ -241,34 +277,55 @@ const lossProgram = <P extends Module.ParamTree, B extends BatchTypes>(
   batchShape: Tree.Shape<B>
 ): LossProgram => {
   const { params, precision = Precision.f32 } = config
-  const small = types.map((t) => Accumulate.resized(t, (n) => n / strategy.microbatches))
+  const pairwise = typeof config.loss === "function" ? null : config.loss
+  const whole = pairwise !== null && pairwise.negatives === "global"
+  const parts = whole ? 1 : strategy.microbatches
   const names = Tree.paths(batchShape)
+  const shape = paramShape(params)
+  const asParams = (leaves: ReadonlyArray<AnyTensor>) => Tree.unflatten(shape, leaves) as Module.Tensors<P>
+  const asBatch = (leaves: ReadonlyArray<AnyTensor>) => Tree.unflatten(batchShape, leaves) as Tree.Mapped<B, AnyTensor>
+  const callOf = (batch: ReadonlyArray<AnyTensor>, seed: AnyTensor) =>
+    Module.training(Random.make(seed as Tensor<never, "int">, batch[names.indexOf("examples")]!))
   let metrics: ReadonlyArray<string> = []
   const program = Program.traceUnsafe(
     {
       params: Module.inputs(params) as unknown,
-      batch: small,
+      batch: types.map((t) => Accumulate.resized(t, (n) => n / parts)),
       seed: { axes: [], dtype: "u32" as const },
       lossScale: { axes: [], dtype: "f32" as const }
     },
     (given) => {
       const batch = given.batch as unknown as ReadonlyArray<AnyTensor>
-      const seed = given.seed as AnyTensor as Tensor<never, "int">
-      const key = Random.make(seed, batch[names.indexOf("examples")]!)
-      const call = Module.training(key, strategy.recompute)
-      const result = config.loss(
-        given.params as Module.Tensors<P>,
-        Tree.unflatten(batchShape, batch) as Tree.Mapped<B, AnyTensor>,
-        call
-      )
+      const seed = given.seed as AnyTensor
+      const [parameters] = Tree.flatten<AnyTensor, unknown>(given.params, Tree.isTensorLeaf)
+      const call = callOf(batch, seed)
+      const result =
+        typeof config.loss === "function"
+          ? config.loss(asParams(parameters), asBatch(batch), call)
+          : comparing(config.loss)
       metrics = Object.keys(result.metrics ?? {})
       return sums({ total: result.total, weight: result.weight, ...result.metrics })
+
+      function comparing(loss: PairwiseLoss<P, B>): Accumulate.Loss {
+        let keys: ReadonlyArray<string> = []
+        const features = Accumulate.cached(
+          { parameters, batch, seed, microbatches: whole ? strategy.microbatches : 1 },
+          (p, b, s) => {
+            const made = loss.features(asParams(p), asBatch(b), callOf(b, s))
+            keys = Object.keys(made)
+            return Object.values(made)
+          }
+        )
+        const named = Object.fromEntries(keys.map((key, i) => [key, features[i]!]))
+        return loss.loss(named, asParams(parameters), asBatch(batch), call)
+      }
     }
   )
   const clash = metrics.find((name) => (reserved as ReadonlyArray<string>).includes(name))
   if (clash !== undefined)
     throw problem(`metrics.${clash}`, "the step reports this name itself", "give the metric another name")
-  return { body: simplify(Precision.apply(program, precision)), metrics }
+  const typed = Padding.apply(simplify(Precision.apply(program, precision)), strategy)
+  return { body: Recompute.apply(typed, strategy.recompute), whole, metrics }
 }
 
 /** The metrics that add up, as f32 scalars. */

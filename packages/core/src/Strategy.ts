@@ -2,7 +2,7 @@
 import * as Context from "effect/Context"
 import type * as Mesh from "./Mesh.ts"
 import * as Meshes from "./Mesh.ts"
-import type { RecomputePolicy } from "./Module.ts"
+import * as Recompute from "./Recompute.ts"
 
 /**
  * Ordered rules: an axis of that name is split over that mesh axis, unless an earlier rule gave the mesh axis to another axis of the tensor.
@@ -31,7 +31,7 @@ export interface Strategy {
   readonly mesh: Mesh.Mesh
   /** Parts that a batch is cut into; gradients add up over them before the one update. */
   readonly microbatches: number
-  readonly recompute: RecomputePolicy
+  readonly recompute: Recompute.Policy
   /** One table per role of tensors. */
   readonly compute: Rules
   readonly parameters: Rules
@@ -49,7 +49,7 @@ export interface Strategy {
 export const single: Strategy = {
   mesh: [],
   microbatches: 1,
-  recompute: { kind: "none" },
+  recompute: Recompute.none,
   compute: [],
   parameters: [],
   gradients: [],
@@ -70,7 +70,7 @@ export interface Choices {
   /** How attention sees keys of other ranks of `context`. */
   readonly context?: "gather" | "ring"
   readonly microbatches?: number
-  readonly recompute?: RecomputePolicy
+  readonly recompute?: Recompute.Policy
 }
 
 /**
@@ -79,7 +79,14 @@ export interface Choices {
  * over `stage`. @source arXiv:1909.08053 (tensor), arXiv:1910.02054 (ZeRO), arXiv:2205.05198 (sequence)
  */
 export const make = (choices: Choices): Strategy => {
-  const { context = "gather", mesh, microbatches = 1, recompute = single.recompute, sequence = false, zero = 0 } = choices
+  const {
+    context = "gather",
+    mesh,
+    microbatches = 1,
+    recompute = single.recompute,
+    sequence = false,
+    zero = 0
+  } = choices
   const on = (meshAxis: string, ...axes: ReadonlyArray<string>): Rules =>
     Meshes.has(mesh, meshAxis) ? axes.map((axis) => [axis, meshAxis] as const) : []
   const tensor = on("tensor", "heads", "mlp", "vocab")

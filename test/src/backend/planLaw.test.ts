@@ -20,7 +20,7 @@ import * as fc from "fast-check"
 import { afterAll, describe, expect, it } from "vitest"
 import type { Example } from "../programs/Example.ts"
 import { programs } from "../programs/random.ts"
-import * as Dice from "../samples/Dice.ts"
+import * as Dice from "@tessera/core/testing/Dice"
 import { disagreement } from "./agreement.ts"
 
 const runtime = ManagedRuntime.make(CpuBackend.layerWith({ threads: 2, memory: "guarded" }))

@@ -6,7 +6,7 @@ import type { AnyTensor, Tensor } from "@tessera/core/Node"
 import { input } from "@tessera/core/Node"
 import * as Program from "@tessera/core/Program"
 import * as Random from "@tessera/core/Random"
-import * as Dice from "../samples/Dice.ts"
+import * as Dice from "@tessera/core/testing/Dice"
 
 type Word = Tensor<never, "int">
 

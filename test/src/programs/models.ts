@@ -10,8 +10,9 @@ import { build, input } from "@tessera/core/Node"
 import { all } from "@tessera/core/primitives/all"
 import * as Program from "@tessera/core/Program"
 import * as Random from "@tessera/core/Random"
+import * as Recompute from "@tessera/core/Recompute"
 import * as T from "@tessera/core/Tensor"
-import * as Dice from "../samples/Dice.ts"
+import * as Dice from "@tessera/core/testing/Dice"
 import type { Example } from "./Example.ts"
 
 const sizes = { embed: 4, heads: 2, headDim: 3, mlp: 5 } as const
@@ -73,7 +74,7 @@ const values = (seed: number, axes: Axis.Axes): Host.HostArray => {
 }
 
 interface Classifier extends Block {
-  readonly recompute: Module.RecomputePolicy["kind"]
+  readonly recompute: "none" | "full"
   readonly train: boolean
 }
 
@@ -88,7 +89,7 @@ const classifier = (options: Classifier) => {
     head: Module.param({ embed: sizes.embed, classes: 5 }, Init.fanIn("embed"))
   }
   const leaves = Module.leaves(params)
-  const program = Program.traceUnsafe(
+  const traced = Program.traceUnsafe(
     {
       params: Module.inputs(params),
       image: { axes: Axis.list({ batch: 2, patch: 3, channel: 2 }), dtype: "f32" as const },
@@ -108,7 +109,7 @@ const classifier = (options: Classifier) => {
         "seq"
       ) as AnyTensor as Tensor<"batch" | "seq" | "embed">
       const key = Random.make(i.seed as AnyTensor as Tensor<never, "int">, i.examples as AnyTensor)
-      const call = options.train ? Module.training(key, { kind: options.recompute }) : Module.evaluation
+      const call = options.train ? Module.training(key) : Module.evaluation
       const { value } = stack.apply(p.blocks, { value: T.add(tokens, p.positions) }, call)
       const first = T.sum(T.slice(value, "seq", { to: "class", start: 0, size: 1 }), "class")
       const logits = T.contract(first, p.head, "embed")
@@ -119,6 +120,7 @@ const classifier = (options: Classifier) => {
       return { loss: T.mean(loss, "batch"), logits }
     }
   )
+  const program = Program.withBody(traced, Recompute.apply(traced, { kind: options.recompute }))
   const weights = Evaluate.runUnsafe(Module.init(params), [Host.scalar(7, "u32")])
   return {
     program,

@@ -8,7 +8,7 @@ import * as Program from "@tessera/core/Program"
 import * as Random from "@tessera/core/Random"
 import * as T from "@tessera/core/Tensor"
 import * as fc from "fast-check"
-import * as Dice from "../samples/Dice.ts"
+import * as Dice from "@tessera/core/testing/Dice"
 import type { Example } from "./Example.ts"
 
 type F = Tensor<string>

@@ -7,7 +7,7 @@ import type { AnyPrimitive, AnyTensor, Body, TensorType } from "@tessera/core/No
 import { build, input } from "@tessera/core/Node"
 import * as Program from "@tessera/core/Program"
 import * as fc from "fast-check"
-import * as Dice from "./Dice.ts"
+import * as Dice from "@tessera/core/testing/Dice"
 
 export interface Sample {
   readonly primitive: AnyPrimitive

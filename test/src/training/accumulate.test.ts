@@ -1,9 +1,9 @@
 /** k microbatches equal one batch: state, parameters and every metric, whatever the optimizer, the clipping and the weights. */
 import * as Accumulate from "@tessera/core/Accumulate"
 import * as Evaluate from "@tessera/core/Evaluate"
-import type * as Module from "@tessera/core/Module"
 import * as Optimizer from "@tessera/core/Optimizer"
 import * as Program from "@tessera/core/Program"
+import type * as Recompute from "@tessera/core/Recompute"
 import * as Step from "@tessera/core/Step"
 import * as Strategy from "@tessera/core/Strategy"
 import * as T from "@tessera/core/Tensor"
@@ -48,7 +48,7 @@ const programOf = (
   const key = JSON.stringify([loss.name, rule, clip, batch, microbatches, full])
   const known = programs.get(key)
   if (known !== undefined) return known
-  const recompute: Module.RecomputePolicy = { kind: full ? "full" : "none" }
+  const recompute: Recompute.Policy = { kind: full ? "full" : "none" }
   const made = Result.getOrThrow(
     Step.make({
       params: M.params,

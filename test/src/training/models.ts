@@ -9,6 +9,7 @@ import * as Module from "@tessera/core/Module"
 import * as Optimizer from "@tessera/core/Optimizer"
 import type * as Precision from "@tessera/core/Precision"
 import * as Random from "@tessera/core/Random"
+import type * as Recompute from "@tessera/core/Recompute"
 import * as Step from "@tessera/core/Step"
 import * as Strategy from "@tessera/core/Strategy"
 import * as T from "@tessera/core/Tensor"
@@ -126,7 +127,7 @@ export interface Setup {
   readonly optimizer: Optimizer.Optimizer
   readonly microbatches?: number
   readonly precision?: Precision.Precision
-  readonly recompute?: Module.RecomputePolicy
+  readonly recompute?: Recompute.Policy
 }
 
 export const stepOf = ({ batch, microbatches = 1, optimizer, precision, recompute = { kind: "none" } }: Setup) =>

@@ -9,6 +9,7 @@ import * as Optimizer from "@tessera/core/Optimizer"
 import * as Precision from "@tessera/core/Precision"
 import * as Program from "@tessera/core/Program"
 import * as Random from "@tessera/core/Random"
+import * as Recompute from "@tessera/core/Recompute"
 import * as T from "@tessera/core/Tensor"
 import { sgd } from "@tessera/core/optimizers/sgd"
 import * as fc from "fast-check"
@@ -20,8 +21,8 @@ const policies = [Precision.bf16, Precision.bf16O1, Precision.f16, Precision.f16
 const leaves = Module.leaves(M.params)
 
 /** Parameters, batch and seed to logits and loss, in training. */
-const forward = (recompute: Module.RecomputePolicy = { kind: "none" }) =>
-  Program.traceUnsafe(
+const forward = (recompute: Recompute.Policy = Recompute.none) => {
+  const traced = Program.traceUnsafe(
     {
       params: Module.inputs(M.params) as any,
       batch: Object.values(M.batchOf(4)) as any,
@@ -29,11 +30,13 @@ const forward = (recompute: Module.RecomputePolicy = { kind: "none" }) =>
     },
     (given: any) => {
       const [image, label, examples, weights] = given.batch
-      const call = Module.training(Random.make(given.seed, examples), recompute)
+      const call = Module.training(Random.make(given.seed, examples))
       const { metrics, total, weight } = M.loss(given.params, { image, label, examples, weights }, call)
       return { total, weight, ...metrics }
     }
   )
+  return Program.withBody(traced, Recompute.apply(traced, recompute))
+}
 
 const all = (body: Body): ReadonlyArray<Equation> =>
   body.equations.flatMap((e) => {

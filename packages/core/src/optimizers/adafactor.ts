@@ -26,9 +26,9 @@ export interface AdafactorOptions {
   readonly relative?: number | null
 }
 
-/** Sum over an axis divided by its size. */
+/** Sum over an axis divided by its size; what is stored beyond is zero. */
 const meanOver = (x: T, axis: string): T =>
-  scale(sum(x, axis) as AnyTensor as T, 1 / Axis.find(x.type.axes, axis)!.size)
+  scale(sum(x, axis) as AnyTensor as T, 1 / Axis.find(x.type.axes, axis)!.logical)
 
 /** The two largest axes of one layer, the smaller first; of equals the later counts as larger. */
 const factors = (
@@ -45,7 +45,7 @@ const factors = (
 
 /** Root mean square for each layer. */
 const meanSquare = (x: T, repeated: ReadonlyArray<string>): T =>
-  scale(norm(x, repeated), 1 / Math.sqrt(Axis.count(Axis.without(x.type.axes, repeated))))
+  scale(norm(x, repeated), 1 / Math.sqrt(Axis.without(x.type.axes, repeated).reduce((n, a) => n * a.logical, 1)))
 
 /**
  * Second moments kept as means along two axes; their product over the mean of means stands for the whole. The defaults are big_vision's variant

@@ -43,6 +43,7 @@ const priceOf = (from: Placement, to: Placement, bytes: number, count: number, s
 
 export class Scope {
   readonly strategy: Strategy
+  private readonly naming: Layouts.Naming
   readonly versions = new Map<AnyTensor, Array<Version>>()
   /** Tensors that depend on no input: coordinates, masks and the like. */
   readonly closed = new Set<AnyTensor>()
@@ -50,8 +51,9 @@ export class Scope {
   private readonly ids = new Map<unknown, number>()
   private readonly homes = new Map<AnyTensor, Layout>()
 
-  constructor(strategy: Strategy) {
+  constructor(strategy: Strategy, naming: Layouts.Naming) {
     this.strategy = strategy
+    this.naming = naming
   }
 
   private id(x: unknown): number {
@@ -86,7 +88,7 @@ export class Scope {
 
   /** The layout by the names of its axes. */
   home(x: AnyTensor): Layout {
-    const known = this.homes.get(x) ?? Layouts.named(x.type, x.role, this.strategy)
+    const known = this.homes.get(x) ?? Layouts.named(x.type, x.role, this.strategy, this.naming)
     this.homes.set(x, known)
     return known
   }
@@ -108,8 +110,7 @@ export class Scope {
   /** Bytes of a rank's part if `meshAxis` did not split it. */
   private bytes(type: TensorType, layout: Layout, meshAxis: string): number {
     let bytes = bytesOf(type)
-    for (const [m, p] of layout)
-      if (m !== meshAxis && axisOf(p) !== null) bytes /= Mesh.countOf(this.strategy.mesh, m)
+    for (const [m, p] of layout) if (m !== meshAxis && axisOf(p) !== null) bytes /= Mesh.countOf(this.strategy.mesh, m)
     return bytes
   }
 

@@ -55,8 +55,7 @@ const byName = (e: Equation, rule: ByName<unknown>): ReadonlyArray<Way> => {
   }
   if (rule.spreads) {
     for (const out of kept)
-      if (!present.has(alias[out] ?? out))
-        ways.push({ inputs: e.inputs.map(() => "whole"), outputs: [splitOn(out)] })
+      if (!present.has(alias[out] ?? out)) ways.push({ inputs: e.inputs.map(() => "whole"), outputs: [splitOn(out)] })
   }
   // Integers and booleans wrap or saturate: their parts do not add up through a cast.
   const adds = e.outputs.every((o, i) => kindOf(o.type.dtype) === kindOf(e.inputs[i]?.type.dtype ?? o.type.dtype))
@@ -137,9 +136,7 @@ const follow = (body: Body, axis: string): ReadonlyArray<Way> => {
     if (way === undefined) return []
     e.outputs.forEach((o, i) => placed.set(o, way.outputs[i]!))
   }
-  return [
-    { inputs: body.inputs.map((x) => placed.get(x)!), outputs: body.outputs.map((x) => placed.get(x)!) }
-  ]
+  return [{ inputs: body.inputs.map((x) => placed.get(x)!), outputs: body.outputs.map((x) => placed.get(x)!) }]
 }
 
 /** Whether a way fits sizes when earlier mesh axes already took `before`: an axis split by several must divide by all. */

@@ -343,15 +343,13 @@ export const zeros = (type: TensorType, role: Role = "compute"): AnyTensor =>
     ? constant(0, type.dtype)
     : build(broadcastP, [constant(0, type.dtype)], { axes: type.axes }, role)[0]!
 
+/** A named axis; throws `ProgramError` when the tensor lacks it. */
+export const axisOf = (x: AnyTensor, name: string): Axis.Axis =>
+  Axis.find(x.type.axes, name) ??
+  refuse(new UnknownAxis({ operation: "axis", axis: name, present: Axis.names(x.type.axes), problem: "no such axis" }))
+
 /** Size of a named axis; throws `ProgramError` when the tensor lacks it. */
-export const sizeOf = (x: AnyTensor, name: string): number => {
-  const axis = Axis.find(x.type.axes, name)
-  return axis === undefined
-    ? refuse(
-        new UnknownAxis({ operation: "sizeOf", axis: name, present: Axis.names(x.type.axes), problem: "no such axis" })
-      )
-    : axis.size
-}
+export const sizeOf = (x: AnyTensor, name: string): number => axisOf(x, name).size
 
 /** Any operation on several tensors that needs at least one. */
 export const sumOf = <A extends string>(xs: ReadonlyArray<Tensor<A>>): Tensor<A> =>

@@ -144,6 +144,17 @@ export interface Cut {
   readonly to: string
   readonly start: number
   readonly size: number
+  /** How many elements of the new axis are meant, where not all are. */
+  readonly logical?: number
+}
+
+/** On a rank masks are explicit, and an axis has just a size. */
+const stored = ({ axis, size, start, to }: Cut): Cut => ({ axis, to, start, size })
+
+/** The other way: from the new axis to one like that of `x`. */
+const back = (p: Cut, x: AnyTensor): Cut => {
+  const { logical, size } = Axis.find(x.type.axes, p.axis)!
+  return { axis: p.to, to: p.axis, start: p.start, size, ...(logical === size ? {} : { logical }) }
 }
 
 /** Elements start .. start+size of `axis`, as the axis `to`: an axis whose size changes gets another name, because names decide layouts. */
@@ -155,7 +166,7 @@ export const sliceP: Primitive<"slice", Cut> = {
     if (p.start < 0 || p.size < 0 || p.start + p.size > axis.size) {
       invalid("slice", `elements ${p.start}..${p.start + p.size} of axis "${p.axis}", which has ${axis.size}`)
     }
-    return [{ axes: t!.axes.map((a) => (a.name === p.axis ? Axis.make(p.to, p.size) : a)), dtype: t!.dtype }]
+    return [{ axes: t!.axes.map((a) => (a.name === p.axis ? Axis.make(p.to, p.size, p.logical) : a)), dtype: t!.dtype }]
   },
   meaning: {
     kind: "core",
@@ -166,13 +177,9 @@ export const sliceP: Primitive<"slice", Cut> = {
   },
   vjp: {
     kind: "short",
-    pullback: ([c], [x], _o, p) => [
-      isFloat(x!)
-        ? emit1(padP, [c!], { axis: p.to, to: p.axis, start: p.start, size: Axis.find(x!.type.axes, p.axis)!.size })
-        : null
-    ]
+    pullback: ([c], [x], _o, p) => [isFloat(x!) ? emit1(padP, [c!], back(p, x!)) : null]
   },
-  partition: { kind: "byName", linear: [[0]], whole: (p) => [p.axis, p.to] },
+  partition: { kind: "byName", linear: [[0]], whole: (p) => [p.axis, p.to], localize: stored },
   flops: free,
   precision: "exact",
   recompute: "cheap"
@@ -186,7 +193,7 @@ export const padP: Primitive<"pad", Cut> = {
     absent("pad", t!, p.to, p.axis)
     if (p.start < 0 || p.start + axis.size > p.size)
       invalid("pad", `axis "${p.axis}" of ${axis.size} at ${p.start} does not fit into ${p.size}`)
-    return [{ axes: t!.axes.map((a) => (a.name === p.axis ? Axis.make(p.to, p.size) : a)), dtype: t!.dtype }]
+    return [{ axes: t!.axes.map((a) => (a.name === p.axis ? Axis.make(p.to, p.size, p.logical) : a)), dtype: t!.dtype }]
   },
   meaning: {
     kind: "core",
@@ -203,13 +210,9 @@ export const padP: Primitive<"pad", Cut> = {
   },
   vjp: {
     kind: "short",
-    pullback: ([c], [x], _o, p) => [
-      isFloat(x!)
-        ? emit1(sliceP, [c!], { axis: p.to, to: p.axis, start: p.start, size: Axis.find(x!.type.axes, p.axis)!.size })
-        : null
-    ]
+    pullback: ([c], [x], _o, p) => [isFloat(x!) ? emit1(sliceP, [c!], back(p, x!)) : null]
   },
-  partition: { kind: "byName", linear: [[0]], whole: (p) => [p.axis, p.to] },
+  partition: { kind: "byName", linear: [[0]], whole: (p) => [p.axis, p.to], localize: stored },
   flops: free,
   precision: "exact",
   recompute: "cheap"

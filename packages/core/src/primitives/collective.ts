@@ -143,10 +143,11 @@ export const allGatherP = collective<AlongParams>(
 export const reduceScatterP = collective<AlongParams>(
   "reduceScatter",
   (t, p, i) => resized(t, p.axes[i]!, 1 / p.count, p),
-  (xs, own, p, i) => combine(
-    xs.map((x) => cut(x, p.axes[i]!, own, p.count)),
-    "sum"
-  ),
+  (xs, own, p, i) =>
+    combine(
+      xs.map((x) => cut(x, p.axes[i]!, own, p.count)),
+      "sum"
+    ),
   (bytes, _out, p) => share(p) * bytes
 )
 

@@ -2,7 +2,7 @@
 import * as Axis from "../Axis.ts"
 import { invalid, NotDifferentiable, refuse } from "../Errors.ts"
 import type { AnyTensor, Primitive, Tensor, TensorType } from "../Node.ts"
-import { add, cast, constant, div, mul, scale, shift, sub, sum } from "./algebra.ts"
+import { add, axisOf, cast, constant, div, mul, scale, shift, sub, sum } from "./algebra.ts"
 import { composite } from "./composite.ts"
 import { emit } from "./emit.ts"
 import { iota, oneHot } from "./index.ts"
@@ -31,7 +31,7 @@ const validOf = (targets: AnyTensor, count: number): Tensor<string, "bool"> => {
 
 /** Classes that are meant, where more are stored; null when all are. */
 const meantOf = (logits: AnyTensor, classes: string): Tensor<string, "bool"> | null => {
-  const { logical, size } = Axis.find(logits.type.axes, classes)!
+  const { logical, size } = axisOf(logits, classes)
   const at = iota(classes, size)
   return logical === size ? null : less(at, whole(logical, at))
 }
@@ -41,10 +41,9 @@ const only = (meant: Tensor<string, "bool"> | null, x: T, otherwise: number): T 
 
 /** The distribution that is compared with. */
 const target = (logits: AnyTensor, targets: AnyTensor, p: CrossEntropyParams): T => {
-  const { logical: count, size } = Axis.find(logits.type.axes, p.classes)!
+  const { logical: count, size } = axisOf(logits, p.classes)
   const meant = meantOf(logits, p.classes)
-  if (p.targets === "soft")
-    return only(meant, shift(scale(wide(targets), 1 - p.smoothing), p.smoothing / count), 0)
+  if (p.targets === "soft") return only(meant, shift(scale(wide(targets), 1 - p.smoothing), p.smoothing / count), 0)
   const hot = shift(
     scale(oneHot(targets as Tensor<string, "int">, p.classes, size), 1 - p.smoothing),
     p.smoothing / count
@@ -101,11 +100,11 @@ export const crossEntropyBackwardP: Primitive<"crossEntropyBackward", CrossEntro
     const meant = meantOf(logits!, p.classes)
     const softmax = only(meant, exp(sub(wide(logits!), lse as T)), 0)
     // Where nothing is compared nothing flows, even from rows whose softmax is not a number. Labels weigh 1, without a sum over split classes.
-    const count = Axis.find(logits!.type.axes, p.classes)!.logical
+    const count = axisOf(logits!, p.classes).logical
     const labels = p.targets === "labels"
-    const total = (
-      labels ? select(validOf(targets!, count), constant(1), constant(0)) : sum(t, p.classes)
-    ) as AnyTensor as T
+    const total = (labels
+      ? select(validOf(targets!, count), constant(1), constant(0))
+      : sum(t, p.classes)) as AnyTensor as T
     const gradient = select(equal(total, constant(0)), constant(0), mul(dLoss as T, sub(mul(total, softmax), t)))
     return [cast(gradient, logits!.type.dtype)]
   },

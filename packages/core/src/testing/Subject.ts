@@ -1,0 +1,84 @@
+/** What laws are about: a training configuration of your own, at sizes that a law may choose. */
+import * as Axis from "../Axis.ts"
+import { kindOf } from "../DType.ts"
+import * as Evaluate from "../Evaluate.ts"
+import type { HostArray } from "../HostArray.ts"
+import * as Host from "../HostArray.ts"
+import * as Module from "../Module.ts"
+import type { TensorType } from "../Node.ts"
+import * as Optimizer from "../Optimizer.ts"
+import type * as Step from "../Step.ts"
+import * as Tree from "../Tree.ts"
+import * as Dice from "./Dice.ts"
+
+export type Sizes = Readonly<Record<string, number>>
+
+/** A model with its loss and the types of a batch. */
+export interface Experiment<
+  P extends Module.ParamTree = Module.ParamTree,
+  B extends Step.BatchTypes = Step.BatchTypes
+> {
+  readonly params: P
+  readonly batch: B
+  readonly loss: Step.Config<P, B>["loss"]
+  /** For leaves of the batch that hold whole numbers: values are drawn below this. 2 unless given. */
+  readonly limits?: Readonly<Record<string, number>>
+}
+
+export interface Subject {
+  readonly name: string
+  /** For every size the values to choose from, the plainest first: counterexamples shrink towards them. */
+  readonly sizes: Readonly<Record<string, ReadonlyArray<number>>>
+  readonly make: (sizes: Sizes) => Experiment<any, any>
+}
+
+/** A subject without the types of its parameters and batch, which laws do not need. */
+export const subject = <P extends Module.ParamTree, B extends Step.BatchTypes>(given: {
+  readonly name: string
+  readonly sizes: Readonly<Record<string, ReadonlyArray<number>>>
+  readonly make: (sizes: Sizes) => Experiment<P, B>
+}): Subject => given
+
+const isType = (x: unknown): x is TensorType => typeof x === "object" && x !== null && "axes" in x && "dtype" in x
+
+/** Everything that a step reads besides its scalars, on one device: parameters, the state before the first update, a batch. */
+export interface Values {
+  readonly parameters: ReadonlyArray<HostArray>
+  readonly state: ReadonlyArray<HostArray>
+  readonly batch: ReadonlyArray<HostArray>
+}
+
+/**
+ * Values that leave nothing at rest: parameters begin as declared and are then moved, so that zeros do not hide a wrong derivative; a weight is
+ * sometimes 0; examples have numbers of their own.
+ */
+export const draw = (experiment: Experiment, optimizer: Optimizer.Optimizer, seed: number): Values => {
+  const dice = Dice.make(seed + 1)
+  const begun = Evaluate.runUnsafe(Module.init(experiment.params), [Host.scalar(seed, "u32")])
+  const parameters = begun.map((x) => ({ ...x, data: x.data.map((v) => v + 0.3 * (2 * dice.next() - 1)) }))
+  const state = Evaluate.runUnsafe(Optimizer.initial(optimizer, experiment.params), parameters)
+  const [types, shape] = Tree.flatten<TensorType, unknown>(experiment.batch, isType)
+  const batch = Tree.paths(shape).map((path, i) => {
+    const { axes, dtype } = types[i]!
+    const count = Axis.count(axes)
+    const value = (k: number): number => {
+      if (path === "examples") return 100 + 7 * k
+      if (path === "weights") return dice.chance(0.25) ? 0 : 0.25 + dice.next()
+      return kindOf(dtype) === "float" ? 2 * dice.next() - 1 : dice.int(0, (experiment.limits?.[path] ?? 2) - 1)
+    }
+    return Host.make(
+      axes,
+      dtype,
+      Float64Array.from({ length: count }, (_, k) => value(k))
+    )
+  })
+  return { parameters, state, batch }
+}
+
+/** The scalars of one step. */
+export const scalars = (step: number, learningRate: number, seed: number): ReadonlyArray<HostArray> => [
+  Host.scalar(learningRate),
+  Host.scalar(step),
+  Host.scalar(seed + step, "u32"),
+  Host.scalar(1)
+]
