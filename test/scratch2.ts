@@ -37,6 +37,11 @@ const all: Record<string, Strategy.Strategy> = {
     context: "ring"
   })
 }
+const S = (n: number) => ["stage", n] as const
+Object.assign(all, {
+  pp2g: Strategy.make({ mesh: [S(2)], schedule: "gpipe", microbatches: 4 }), pp2: Strategy.make({ mesh: [S(2)], microbatches: 4 }), pp2m1: Strategy.make({ mesh: [S(2)], microbatches: 1 }), ppi: Strategy.make({ mesh: [S(2)], microbatches: 2, schedule: "interleaved", virtualStages: 2 }), ppi1: Strategy.make({ mesh: [S(2)], microbatches: 2, schedule: "interleaved", virtualStages: 1 }),
+  pp2dp2tp2: Strategy.make({ mesh: [S(2), D(2), T(2)], microbatches: 2 }), pp2z3sp: Strategy.make({ mesh: [S(2), D(2), T(2)], microbatches: 2, zero: 3, sequence: true, recompute: { kind: "full" } }), pp2ring: Strategy.make({ mesh: [S(2), C(2)], microbatches: 2, zero: 1, context: "ring", recompute: { kind: "selective" } })
+})
 const only = process.argv[2]
 for (const subject of subjects) {
   for (const pick of [0, 1]) {
@@ -48,7 +53,7 @@ for (const subject of subjects) {
     const inputs = [...values.parameters, ...values.state, ...values.batch, ...Subject.scalars(1, 0.05, 9)]
     const truth = Result.getOrThrow(Simulate.step({ ...(experiment as any), optimizer })).run(inputs).outputs
     for (const [name, strategy] of Object.entries(all)) {
-      if (only && only !== name) continue
+      if (only && !name.startsWith(only)) continue
       const t0 = performance.now()
       try {
         const sim = Result.getOrThrow(Simulate.step({ ...(experiment as any), optimizer, strategy }))
@@ -63,17 +68,19 @@ for (const subject of subjects) {
           (performance.now() - t1).toFixed(0).padStart(6),
           gap.distance.toExponential(1),
           disagreement.toExponential(1),
-          Program.check(sim.local.body) ?? ""
+          sim.how.kind === "spread" ? Program.check(sim.how.local.body) ?? "" : ""
         )
-        if (gap.distance > 1e-9) {
-          const body = sim.step.program
+        if (gap.distance > 1e-9) console.log('output', gap.output)
+        if (gap.distance > 1e-9 && sim.how.kind === 'spread') {
+          const how = sim.how
+          const body = how.step.program
           const d = First.firstDifference(
             { body, inputs: body.inputs.map((x, i) => Simulate.stored(inputs[i]!, x.type)) },
             {
-              lowered: sim.local,
+              lowered: sim.how.local,
               mesh: strategy.mesh,
               inputs: body.inputs.map((x, i) =>
-                Layout.scatter(Simulate.stored(inputs[i]!, x.type), sim.local.inputLayouts[i]!, strategy.mesh)
+                Layout.scatter(Simulate.stored(inputs[i]!, x.type), (sim.how as any).local.inputLayouts[i]!, strategy.mesh)
               )
             },
             1e-9
@@ -82,7 +89,7 @@ for (const subject of subjects) {
         }
       } catch (e: any) {
         console.log(subject.name.padEnd(40), pick, name.padEnd(8), String(e.message).slice(0, 300))
-        if (process.argv[3]) console.log(e.stack)
+        if (process.argv[3]) console.log(e.stack.split("\n").slice(0,6).join("\n"))
       }
     }
   }

@@ -106,7 +106,7 @@ export const vjp = (body: Body, present: ReadonlyArray<boolean>): VjpProgram => 
 
 export interface SplitVjp {
   readonly outputs: ReadonlyArray<AnyTensor>
-  /** Free inputs standing for the cotangents of the outputs. */
+  /** Free inputs standing for the cotangents of the outputs that have one. */
   readonly cotangents: ReadonlyArray<AnyTensor>
   readonly inputCotangents: ReadonlyArray<AnyTensor | null>
   /** What the backward reads of the forward and cannot rebuild cheaply. */
@@ -115,11 +115,12 @@ export interface SplitVjp {
   readonly used: ReadonlySet<AnyTensor>
 }
 
-/** Forward and backward as two programs that share residuals. */
-export const split = (body: Body): SplitVjp => {
+/** Forward and backward as two programs that share residuals. `present` says which outputs have a cotangent: all, unless given. */
+export const split = (body: Body, present?: ReadonlyArray<boolean>): SplitVjp => {
   const { outputs, pullback } = linearize(body)
-  const cotangents = outputs.map((o) => input(o.type, o.role))
-  const inputCotangents = pullback(cotangents)
+  const given = outputs.map((o, i) => (present === undefined || present[i] ? input(o.type, o.role) : null))
+  const cotangents = given.filter((c) => c !== null)
+  const inputCotangents = pullback(given)
   const free = new Set<AnyTensor>([...body.inputs, ...cotangents])
   const targets = inputCotangents.filter((c) => c !== null)
   const equations = Program.body([...free], targets).equations

@@ -186,7 +186,9 @@ class Pass {
     if (rule.kind === "byName") {
       const whole = rule.whole?.(e.params) ?? []
       // Under a name that is never padded it must be what others of that name are.
-      const renamed = Object.entries(rule.same?.(e.params) ?? {}).flatMap(([to, from]) => (this.by.has(to) ? [] : [from]))
+      const renamed = Object.entries(rule.same?.(e.params) ?? {}).flatMap(([to, from]) =>
+        this.by.has(to) ? [] : [from]
+      )
       return [...touched].filter((name) => whole.includes(name) || renamed.includes(name))
     }
     // Composites: rows are independent along an axis that a way splits; classes beyond what is meant count nothing by themselves.

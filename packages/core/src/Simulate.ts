@@ -11,17 +11,30 @@ import * as Layout from "./Layout.ts"
 import type * as Module from "./Module.ts"
 import type { TensorType } from "./Node.ts"
 import * as Partition from "./Partition.ts"
+import * as Lockstep from "./pipeline/Lockstep.ts"
+import * as PipelineStep from "./pipeline/PipelineStep.ts"
 import type * as Program from "./Program.ts"
 import * as Step from "./Step.ts"
 import * as Strategy from "./Strategy.ts"
 
 /** Whole arrays in, whole arrays out, in the order and the sizes of the step on one device. */
 export interface Simulation {
-  readonly run: (inputs: ReadonlyArray<HostArray>, observe?: Evaluate.Observer) => Outcome
+  readonly run: (inputs: ReadonlyArray<HostArray>) => Outcome
+  /** One program that all ranks run, or chunks and a schedule. */
+  readonly how: Spread | Pipelined
+}
+
+export interface Spread {
+  readonly kind: "spread"
   /** The step before it was spread. */
   readonly step: Step.StepProgram
   /** The program of one rank. */
   readonly local: Partition.Lowered
+}
+
+export interface Pipelined {
+  readonly kind: "pipelined"
+  readonly step: PipelineStep.PipelineStep
 }
 
 export interface Outcome {
@@ -55,24 +68,41 @@ export const step = <P extends Module.ParamTree, const B extends Step.BatchTypes
   config: Step.Config<P, B>
 ): Result.Result<Simulation, ProgramError | RecipeError | PartitionError> => {
   const { strategy = Strategy.single } = config
+  const { pipeline } = strategy
+  if (pipeline !== null) {
+    return Result.flatMap(Step.checked(config), () =>
+      Step.built(() => {
+        const made = PipelineStep.build(config, strategy, pipeline)
+        return { how: { kind: "pipelined", step: made }, run: (inputs) => pipelined(made, inputs) }
+      })
+    )
+  }
   return Result.flatMap(Step.make(config), (made) =>
     Result.map(Partition.partition(made.program, strategy, { padded: true }), (local) => ({
-      step: made as Step.StepProgram,
-      local,
-      run: (inputs, observe) => spread(made.program, local, strategy, inputs, observe)
+      how: { kind: "spread", step: made as Step.StepProgram, local },
+      run: (inputs) => spread(made.program, local, strategy, inputs)
     }))
   )
+}
+
+const pipelined = (made: PipelineStep.PipelineStep, inputs: ReadonlyArray<HostArray>): Outcome => {
+  const { disagreement, outputs } = Lockstep.run(
+    made,
+    made.inputs.map((type, i) => stored(inputs[i]!, type))
+  )
+  return { disagreement, outputs: outputs.map((x, i) => (i < made.counts.held ? meant(x, made.inputs[i]!) : x)) }
 }
 
 const spread = (
   program: Program.Body,
   local: Partition.Lowered,
   { mesh }: Strategy.Strategy,
-  inputs: ReadonlyArray<HostArray>,
-  observe: Evaluate.Observer | undefined
+  inputs: ReadonlyArray<HostArray>
 ): Outcome => {
-  const parts = program.inputs.map((x, i) => Layout.scatter(stored(inputs[i]!, x.type), local.inputLayouts[i]!, mesh))
-  const results = Evaluate.lockstep(local.body, parts, mesh, observe)
+  const parts = program.inputs.map((x, i) =>
+    Layout.scatter(stored(inputs[i]!, x.type), local.inputLayouts[i]!, mesh)
+  )
+  const results = Evaluate.lockstep(local.body, parts, mesh)
   const all = results.map((x, i) => Layout.collect(x, local.outputLayouts[i]!, mesh))
   return {
     outputs: all.map(({ array }, i) => meant(array, program.outputs[i]!.type)),

@@ -69,6 +69,10 @@ export interface Choices {
   readonly sequence?: boolean
   /** How attention sees keys of other ranks of `context`. */
   readonly context?: "gather" | "ring"
+  /** How the stages of `stage` take turns; one forward, one backward unless given. */
+  readonly schedule?: Pipeline["schedule"]
+  /** Chunks of layers of each stage, when interleaved. */
+  readonly virtualStages?: number
   readonly microbatches?: number
   readonly recompute?: Recompute.Policy
 }
@@ -84,7 +88,9 @@ export const make = (choices: Choices): Strategy => {
     mesh,
     microbatches = 1,
     recompute = single.recompute,
+    schedule = "1f1b",
     sequence = false,
+    virtualStages = 1,
     zero = 0
   } = choices
   const on = (meshAxis: string, ...axes: ReadonlyArray<string>): Rules =>
@@ -109,6 +115,7 @@ export const make = (choices: Choices): Strategy => {
     parameters: stored(3),
     gradients: stored(2),
     optimizer: stored(1),
+    pipeline: Meshes.has(mesh, "stage") ? { meshAxis: "stage", schedule, virtualStages } : null,
     ring: context === "ring" && Meshes.has(mesh, "context") ? ["context"] : []
   }
 }

@@ -19,7 +19,7 @@ import * as Stream from "effect/Stream"
 import type { CheckpointError } from "./CheckpointError.ts"
 import type { Kind, Metric } from "./CheckpointManifest.ts"
 import * as CheckpointMatch from "./CheckpointMatch.ts"
-import type { CompileError, DeviceError, ProgramError, RecipeError } from "./Errors.ts"
+import type { CompileError, DeviceError, PartitionError, ProgramError, RecipeError } from "./Errors.ts"
 import { TrainError } from "./Errors.ts"
 import * as Host from "./HostArray.ts"
 import * as Module from "./Module.ts"
@@ -96,7 +96,11 @@ const kinds: Readonly<Record<string, Kind>> = { params: "parameter", optimizer: 
 /** Compiles the step and allocates what it keeps. Contents are undefined until `initialise` or `restore`. */
 export const make = Effect.fn("Trainer.make")(function* <P extends Module.ParamTree, const B extends Step.BatchTypes>(
   config: Step.Config<P, B>
-): Effect.fn.Return<Training, ProgramError | RecipeError | CompileError | DeviceError, Backend | Scope.Scope> {
+): Effect.fn.Return<
+  Training,
+  ProgramError | RecipeError | PartitionError | CompileError | DeviceError,
+  Backend | Scope.Scope
+> {
   const backend = yield* Backend
   const step = yield* Effect.fromResult(Step.make(config))
   const { program } = step
