@@ -159,7 +159,8 @@ export const split = (body: Body, present?: ReadonlyArray<boolean>): SplitVjp =>
 
 /** Cheap operations are rebuilt; so is the cast of a parameter, which would otherwise be saved in every layer. */
 const rebuilt = (x: AnyTensor, free: ReadonlySet<AnyTensor>): boolean => {
-  const { primitive, inputs } = x.equation!
+  const { inputs, params, primitive } = x.equation!
+  if (params.keep === true) return false
   if (primitive.recompute === "cheap") return true
   if (primitive.name !== "cast") return false
   let source = inputs[0]!

@@ -109,8 +109,8 @@ export interface ByName<P> {
   readonly kind: "byName"
   /** What a split axis leaves behind when it is summed over. */
   readonly reduces?: "sum" | "max"
-  /** Groups of inputs that may owe a sum together. */
-  readonly linear?: ReadonlyArray<ReadonlyArray<number>>
+  /** Groups of inputs that may owe a sum together; "together" where only all of them may. */
+  readonly linear?: ReadonlyArray<ReadonlyArray<number>> | "together"
   /** Axes that must not be split. */
   readonly whole?: (params: P) => ReadonlyArray<string>
   /** Output axis to input axis, where the name changes. */

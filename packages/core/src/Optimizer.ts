@@ -46,6 +46,8 @@ export interface Update {
 export interface Rule {
   /** With its numbers, for printing. */
   readonly name: string
+  /** New values of an element depend on that element alone, so that several leaves may lie in one flat tensor. */
+  readonly elementwise: boolean
   readonly state: (leaf: Module.Leaf) => Readonly<Record<string, Slot>>
   readonly update: (x: Update) => { readonly parameter: T; readonly state: Slots }
 }

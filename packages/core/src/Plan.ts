@@ -8,6 +8,7 @@ import * as DType from "./DType.ts"
 import { Arena, type Interval } from "./Arena.ts"
 import type { AnyTensor, Body, Equation } from "./Node.ts"
 import type { ScanParams } from "./primitives/control.ts"
+import type { PackParams } from "./primitives/pack.ts"
 
 /** One axis of a view; strides count elements. */
 export interface Dimension {
@@ -168,6 +169,20 @@ const viewOf = (e: Equation, x: View): View | null => {
   }
 }
 
+/** Members of a flat axis are windows of it. */
+const unpackedViews = (e: Equation, x: View): ReadonlyArray<View> => {
+  const p = e.params as PackParams
+  const flat = x.dimensions.find((d) => d.name === p.axis)!
+  return p.members.map(({ axes, start }) => ({
+    ...x,
+    offset: x.offset + start * flat.stride,
+    dimensions: [
+      ...x.dimensions.filter((d) => d !== flat),
+      ...dimensions(axes).map((d) => ({ ...d, stride: d.stride * flat.stride }))
+    ]
+  }))
+}
+
 const aligned = (bytes: number): number => Math.ceil(bytes / 64) * 64
 
 export const make = <P>(program: Body, options: Options<P>): Plan<P> => {
@@ -225,6 +240,11 @@ export const make = <P>(program: Body, options: Options<P>): Plan<P> => {
           e.outputs.map((o) => places.get(o) ?? null)
         )
         e.outputs.forEach((o, i) => env.set(o, results[i]!))
+        continue
+      }
+      if (e.primitive.name === "unpack") {
+        const views = unpackedViews(e, xs[0]!)
+        e.outputs.forEach((o, i) => env.set(o, views[i]!))
         continue
       }
       const view = xs.length === 1 ? viewOf(e, xs[0]!) : null

@@ -2,19 +2,19 @@
  * A training step on simulated ranks: one process, all ranks in lockstep, in float64. The meaning of every strategy; real ranks are compared with it.
  */
 import * as Result from "effect/Result"
-import * as Axis from "./Axis.ts"
 import type { PartitionError, ProgramError, RecipeError } from "./Errors.ts"
 import * as Evaluate from "./Evaluate.ts"
 import type { HostArray } from "./HostArray.ts"
 import * as Host from "./HostArray.ts"
 import * as Layout from "./Layout.ts"
 import type * as Module from "./Module.ts"
-import type { TensorType } from "./Node.ts"
+import type * as Mesh from "./Mesh.ts"
+import type * as Node from "./Node.ts"
 import * as Partition from "./Partition.ts"
 import * as Lockstep from "./pipeline/Lockstep.ts"
 import * as PipelineStep from "./pipeline/PipelineStep.ts"
-import type * as Program from "./Program.ts"
 import * as Step from "./Step.ts"
+import * as Storages from "./step/Storage.ts"
 import * as Strategy from "./Strategy.ts"
 
 /** Whole arrays in, whole arrays out, in the order and the sizes of the step on one device. */
@@ -43,26 +43,6 @@ export interface Outcome {
   readonly disagreement: number
 }
 
-/** Zeros behind what is meant, where a tensor is stored longer. */
-export const stored = (x: HostArray, type: TensorType): HostArray => {
-  const own = Host.reorder(x, type.axes)
-  if (type.axes.every((a, i) => a.size === own.axes[i]!.size)) return own
-  const data = new Float64Array(Axis.count(type.axes))
-  const to = Host.offsets(type.axes, own.axes)
-  for (let k = 0; k < to.length; k++) data[to[k]!] = own.data[k]!
-  return { axes: type.axes, dtype: x.dtype, data }
-}
-
-/** What is meant of an array. */
-export const meant = (x: HostArray, type: TensorType): HostArray => {
-  const axes = x.axes.map((a) => {
-    const { logical } = Axis.find(type.axes, a.name)!
-    return Axis.make(a.name, logical)
-  })
-  if (axes.every((a, i) => a.size === x.axes[i]!.size)) return x
-  return { axes, dtype: x.dtype, data: Float64Array.from(Host.offsets(x.axes, axes), (o) => x.data[o]!) }
-}
-
 /** The step of a configuration under its strategy. */
 export const step = <P extends Module.ParamTree, const B extends Step.BatchTypes>(
   config: Step.Config<P, B>
@@ -80,32 +60,55 @@ export const step = <P extends Module.ParamTree, const B extends Step.BatchTypes
   return Result.flatMap(Step.make(config), (made) =>
     Result.map(Partition.partition(made.program, strategy, { padded: true }), (local) => ({
       how: { kind: "spread", step: made as Step.StepProgram, local },
-      run: (inputs) => spread(made.program, local, strategy, inputs)
+      run: (inputs) => spread(made as Step.StepProgram, local, strategy, inputs)
     }))
   )
 }
 
 const pipelined = (made: PipelineStep.PipelineStep, inputs: ReadonlyArray<HostArray>): Outcome => {
-  const { disagreement, outputs } = Lockstep.run(
-    made,
-    made.inputs.map((type, i) => stored(inputs[i]!, type))
-  )
-  return { disagreement, outputs: outputs.map((x, i) => (i < made.counts.held ? meant(x, made.inputs[i]!) : x)) }
+  const { storage } = made
+  const [own, rest] = apart(storage, inputs)
+  const { disagreement, outputs } = Lockstep.run(made, [...Storages.store(storage, own), ...rest])
+  return { disagreement, outputs: joined(storage, outputs) }
+}
+
+/** What lives, and the rest. */
+const apart = (storage: Storages.Storage, inputs: ReadonlyArray<HostArray>) => {
+  const count = storage.logical.length
+  return [inputs.slice(0, count), inputs.slice(count)] as const
+}
+
+const joined = (storage: Storages.Storage, outputs: ReadonlyArray<HostArray>): ReadonlyArray<HostArray> => {
+  const count = storage.physical.length
+  return [...Storages.load(storage, outputs.slice(0, count)), ...outputs.slice(count)]
 }
 
 const spread = (
-  program: Program.Body,
+  { program, storage }: Step.StepProgram,
   local: Partition.Lowered,
   { mesh }: Strategy.Strategy,
   inputs: ReadonlyArray<HostArray>
 ): Outcome => {
-  const parts = program.inputs.map((x, i) =>
-    Layout.scatter(stored(inputs[i]!, x.type), local.inputLayouts[i]!, mesh)
-  )
-  const results = Evaluate.lockstep(local.body, parts, mesh)
+  const results = Evaluate.lockstep(local.body, parts({ program, storage }, local, mesh, inputs), mesh)
   const all = results.map((x, i) => Layout.collect(x, local.outputLayouts[i]!, mesh))
   return {
-    outputs: all.map(({ array }, i) => meant(array, program.outputs[i]!.type)),
+    outputs: joined(
+      storage,
+      all.map(({ array }) => array)
+    ),
     disagreement: all.reduce((worst, x) => Math.max(worst, x.disagreement), 0)
   }
+}
+
+/** What each rank holds of whole arrays. */
+export const parts = (
+  { program, storage }: Pick<Step.StepProgram, "program" | "storage">,
+  local: Partition.Lowered,
+  mesh: Mesh.Mesh,
+  inputs: ReadonlyArray<HostArray>
+): ReadonlyArray<Node.Lockstep> => {
+  const [own, rest] = apart(storage, inputs)
+  return [...Storages.store(storage, own), ...rest].map((x, i) =>
+    Layout.scatter(Host.reorder(x, program.inputs[i]!.type.axes), local.inputLayouts[i]!, mesh)
+  )
 }

@@ -6,14 +6,15 @@ import * as Module from "./Module.ts"
 import type { AnyTensor, Tensor, TensorType } from "./Node.ts"
 import { input } from "./Node.ts"
 import * as Optimizer from "./Optimizer.ts"
-import * as Padding from "./Padding.ts"
 import * as Precision from "./Precision.ts"
 import * as Program from "./Program.ts"
 import * as Recompute from "./Recompute.ts"
 import { simplify, simplifyBody } from "./Simplify.ts"
 import type { BatchTypes, Config } from "./step/Config.ts"
 import { examplesOf, isType } from "./step/Config.ts"
-import { lossProgram, sums } from "./step/Loss.ts"
+import { sums } from "./step/Loss.ts"
+import { prepare } from "./step/Prepared.ts"
+import type { Storage } from "./step/Storage.ts"
 import type { Outputs } from "./step/Update.ts"
 import { inOrder, update } from "./step/Update.ts"
 import * as Strategy from "./Strategy.ts"
@@ -46,8 +47,8 @@ export interface StepProgram<In = unknown, Out = unknown> {
   readonly program: Program.Program<In, Out>
   /** Inputs whose memory the outputs may take over: parameters, state, averages. A frozen parameter is its own output. */
   readonly donated: ReadonlyArray<readonly [inputIndex: number, outputIndex: number]>
-  /** Declarations of the parameters as they are stored: axes that a strategy pads are longer. */
-  readonly params: Module.ParamTree
+  /** What the inputs that live from step to step are. */
+  readonly storage: Storage
   readonly digest: string
 }
 
@@ -102,11 +103,10 @@ export const checked = <P extends Module.ParamTree, B extends BatchTypes>(
 const buildStep = <P extends Module.ParamTree, B extends BatchTypes>(
   config: Config<P, B>
 ): StepProgram<Inputs<Module.Tensors<P>, B>, Outputs<Module.Tensors<P>>> => {
-  const { optimizer, precision = Precision.f32, strategy = Strategy.single } = config
+  const { precision = Precision.f32, strategy = Strategy.single } = config
   const [types, batchShape] = Tree.flatten<TensorType, B>(config.batch, isType)
-  const params = Padding.parameters(config.params, strategy)
+  const { optimizer, params, storage, ...loss } = prepare(config)
   const leaves = Module.leaves(params)
-  const loss = lossProgram(config)
   const summed = Accumulate.valueAndGrad(Recompute.apply(loss.body, strategy.recompute), {
     wrt: leaves.flatMap((leaf, i) => (optimizer.trainable(leaf) ? [i] : [])),
     microbatches: loss.whole ? 1 : strategy.microbatches,
@@ -142,7 +142,7 @@ const buildStep = <P extends Module.ParamTree, B extends BatchTypes>(
   const program = inOrder(simplify(Program.make(given, results)), leafByLeaf)
   const kept = program.inputs.length - batch.length - 4
   const donated = Array.from({ length: kept }, (_, i) => [i, i] as const)
-  return { program, donated, params, digest: Program.digest(program) }
+  return { program, donated, storage, digest: Program.digest(program) }
 }
 
 /** Metrics of one batch without training, as sums: parameters and batch to scalars, f32. */

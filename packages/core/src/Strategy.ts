@@ -65,6 +65,8 @@ export interface Choices {
   readonly mesh: Mesh.Mesh
   /** What is split over `data` besides the batch: optimizer state (1), gradients (2), parameters (3). */
   readonly zero?: 0 | 1 | 2 | 3
+  /** Parameters in flat tensors, gathered unit by unit over `data`; everything of them is split there, as with zero 3. */
+  readonly fsdp?: Partial<Fsdp>
   /** Norms and residuals are split along the sequence over `tensor`. */
   readonly sequence?: boolean
   /** How attention sees keys of other ranks of `context`. */
@@ -85,6 +87,7 @@ export interface Choices {
 export const make = (choices: Choices): Strategy => {
   const {
     context = "gather",
+    fsdp,
     mesh,
     microbatches = 1,
     recompute = single.recompute,
@@ -99,7 +102,7 @@ export const make = (choices: Choices): Strategy => {
   const stored = (level: number): Rules => [
     ...tensor,
     ...on("stage", "layers"),
-    ...(zero >= level ? on("data", "embed") : [])
+    ...(fsdp === undefined ? (zero >= level ? on("data", "embed") : []) : on("data", "flat"))
   ]
   return {
     ...single,
@@ -116,6 +119,7 @@ export const make = (choices: Choices): Strategy => {
     gradients: stored(2),
     optimizer: stored(1),
     pipeline: Meshes.has(mesh, "stage") ? { meshAxis: "stage", schedule, virtualStages } : null,
+    fsdp: fsdp === undefined ? null : { unit: "block", reshardAfterForward: true, prefetch: 1, ...fsdp },
     ring: context === "ring" && Meshes.has(mesh, "context") ? ["context"] : []
   }
 }

@@ -8,7 +8,7 @@ import { input } from "@tessera/core/Node"
 import { build } from "@tessera/core/Node"
 import { emitAttention } from "./emit/attention.ts"
 import { emitContract, emitProduct, emitReduce } from "./emit/gemm.ts"
-import { emitConcat, emitCumsum, emitLookup, emitPad, emitScatterAdd, emitUpdateSlice } from "./emit/index.ts"
+import { emitConcat, emitCumsum, emitLookup, emitPack, emitPad, emitScatterAdd, emitUpdateSlice } from "./emit/index.ts"
 import * as Nest from "./emit/nest.ts"
 import { emitPointwise, isPointwise } from "./emit/pointwise.ts"
 import { emitCrossEntropy, emitCrossEntropyBackward, emitNorm, emitNormBackward } from "./emit/rows.ts"
@@ -40,7 +40,8 @@ const core: Readonly<Record<string, Emitter>> = {
   scatterAdd: emitScatterAdd,
   updateSlice: emitUpdateSlice,
   concat: emitConcat,
-  pad: emitPad
+  pad: emitPad,
+  pack: emitPack
 }
 
 /** Names that need no decomposition. */

@@ -94,9 +94,10 @@ export const derivativeProblem =
 /** Groups of operands in which an operation says it is linear. */
 const linearGroups = (s: Sample): ReadonlyArray<ReadonlyArray<number>> => {
   const { name, partition } = s.primitive
-  if (name === "concat") return [s.types.map((_, i) => i)]
+  if (name === "concat" || (partition.kind === "byName" && partition.linear === "together"))
+    return [s.types.map((_, i) => i)]
   if (name === "cast" && isFloat({ dtype: s.params.dtype })) return [[0]]
-  return partition.kind === "byName" ? (partition.linear ?? []) : []
+  return partition.kind === "byName" && partition.linear !== "together" ? (partition.linear ?? []) : []
 }
 
 /** `<f(x), y> = <x, transpose f(y)>` in every group of operands, the others being fixed. */

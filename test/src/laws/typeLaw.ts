@@ -146,7 +146,7 @@ const axisParams = ["over", "axis", "from", "inner", "outer", "query", "key", "d
 export const nameProblem =
   (primitive?: AnyPrimitive) =>
   (s: Sample): string | null => {
-    const creates = ["split", "merge", "iota", "scan", "concat"].includes(s.primitive.name)
+    const creates = ["split", "merge", "iota", "scan", "concat", "pack"].includes(s.primitive.name)
     for (const key of axisParams) {
       const value = s.params[key]
       const names =

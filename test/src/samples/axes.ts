@@ -3,6 +3,7 @@ import * as Axis from "@tessera/core/Axis"
 import type { AnyPrimitive } from "@tessera/core/Node"
 import * as Host from "@tessera/core/HostArray"
 import { all } from "@tessera/core/primitives/all"
+import type { PackParams } from "@tessera/core/primitives/pack"
 import * as fc from "fast-check"
 import type { Options } from "./Sample.ts"
 import {
@@ -61,7 +62,43 @@ const along = (primitive: AnyPrimitive, fields: typeof some) =>
     return { params: { over: nameOf(s.at) }, arrays: [values] }
   })
 
+/** One to four members of up to two axes, with an axis around all of them or none. */
+const packFields = {
+  sizes: sizes(4, 60, 1),
+  shapes: always(fc.array(upTo(8)(), { minLength: 1, maxLength: 4 })),
+  around: upTo(3),
+  more: upTo(5),
+  dtype: anyType
+}
+const memberAxes = (shape: number, given: ReadonlyArray<number>) =>
+  Axis.list(
+    Object.fromEntries([0, 1].flatMap((i) => (bit(shape, i) ? [[nameOf(i), given[(shape >> 2) + i] ?? 2]] : [])))
+  )
+
+const packParams = (shapes: ReadonlyArray<number>, given: ReadonlyArray<number>, more: number): PackParams => {
+  let start = 0
+  const members = shapes.map((shape) => {
+    const axes = memberAxes(shape, given)
+    const member = { start, axes }
+    start += Axis.count(axes)
+    return member
+  })
+  return { axis: "flat", size: start + more, logical: start, members }
+}
+const outside = (size: number): Readonly<Record<string, number>> => (size === 0 ? {} : { layers: size })
+
 export const axes = {
+  pack: define(all.pack, packFields, (s, d) => {
+    const params = packParams(s.shapes, s.sizes, s.more)
+    return {
+      params,
+      arrays: params.members.map((m) => d.values(d.shuffle([...Axis.list(outside(s.around)), ...m.axes]), s.dtype))
+    }
+  }),
+  unpack: define(all.unpack, packFields, (s, d) => {
+    const params = packParams(s.shapes, s.sizes, s.more)
+    return { params, arrays: [d.values(d.axes({ ...outside(s.around), flat: params.size }), s.dtype)] }
+  }),
   place: identity(all.place, { role: "compute" }),
   stopGradient: identity(all.stopGradient, {}),
   named: identity(all.named, { as: "here" }),

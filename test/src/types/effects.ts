@@ -1,6 +1,13 @@
 /** What may fail and what is needed, for every public Effect and Stream: documented types, held by the type check. Nothing here runs. */
 import type { CheckpointError } from "@tessera/core/CheckpointError"
-import type { CompileError, DeviceError, ProgramError, RecipeError, TrainError } from "@tessera/core/Errors"
+import type {
+  CompileError,
+  DeviceError,
+  PartitionError,
+  ProgramError,
+  RecipeError,
+  TrainError
+} from "@tessera/core/Errors"
 import type * as MetricsTracker from "@tessera/core/layers/MetricsTracker"
 import type * as ReferenceBackend from "@tessera/core/layers/ReferenceBackend"
 import type { Backend, Executable } from "@tessera/core/services/Backend"
@@ -77,7 +84,13 @@ export const streams = () => {
 type Streams = ReturnType<typeof streams>
 
 export type OfTheTrainer = [
-  Holds<Fails<Of<typeof Trainer.make>, ProgramError | RecipeError | CompileError | DeviceError, Backend | Scope.Scope>>,
+  Holds<
+    Fails<
+      Of<typeof Trainer.make>,
+      ProgramError | RecipeError | PartitionError | CompileError | DeviceError,
+      Backend | Scope.Scope
+    >
+  >,
   Holds<Fails<Of<typeof Trainer.initialise>, CompileError | DeviceError, Backend>>,
   Holds<Equals<Streams["plain"], Stream.Stream<StepReport, TrainError | DeviceError, Backend>>>,
   Holds<Equals<Streams["withData"], Stream.Stream<StepReport, Broken | TrainError | DeviceError, Disk | Backend>>>,

@@ -58,6 +58,7 @@ export const adafactor = (options: AdafactorOptions = {}): Rule => {
   const split = (leaf: Module.Leaf) => factors({ axes: leaf.param.axes, repeated: leaf.param.repeated }, least)
   return {
     name: `adafactor(rate ${rate}, cap ${cap}, momentum ${momentum})`,
+    elementwise: false,
     state: (leaf) => {
       const two = split(leaf)
       const drop = (name: string) => ({ axes: Axis.without(leaf.param.axes, [name]), dtype: "f32" as const, init: 0 })

@@ -15,6 +15,7 @@ export interface LambOptions {
  */
 export const lamb = ({ b1 = 0.9, b2 = 0.999, epsilon = 1e-6 }: LambOptions = {}): Rule => ({
   name: `lamb(b1 ${b1}, b2 ${b2}, epsilon ${epsilon})`,
+  elementwise: false,
   state: (leaf) => ({ m: like(leaf), v: like(leaf) }),
   update: (x) => {
     const gradient = gradientOf(x)

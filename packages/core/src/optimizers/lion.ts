@@ -14,6 +14,7 @@ export interface LionOptions {
 /** The sign of an interpolated momentum, with decoupled weight decay. @source arXiv:2302.06675, algorithm 2 */
 export const lion = ({ b1 = 0.9, b2 = 0.99, momentumType = "f32" }: LionOptions = {}): Rule => ({
   name: `lion(b1 ${b1}, b2 ${b2}${momentumType === "f32" ? "" : `, ${momentumType}`})`,
+  elementwise: true,
   state: (leaf) => ({ m: like(leaf, momentumType) }),
   update: (x) => {
     const gradient = gradientOf(x)

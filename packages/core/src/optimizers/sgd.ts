@@ -16,6 +16,7 @@ export interface SgdOptions {
  */
 export const sgd = ({ momentum = 0, momentumType = "f32", nesterov = false }: SgdOptions = {}): Rule => ({
   name: `sgd(momentum ${momentum}${nesterov ? ", nesterov" : ""}${momentumType === "f32" ? "" : `, ${momentumType}`})`,
+  elementwise: true,
   state: (leaf) => (momentum === 0 ? {} : { velocity: like(leaf, momentumType) }),
   update: (x) => {
     const raw = gradientOf(x)

@@ -38,30 +38,39 @@ export const waysOf = (e: Equation): ReadonlyArray<Way> => {
 }
 
 const byName = (e: Equation, rule: ByName<unknown>): ReadonlyArray<Way> => {
-  const type = e.outputs[0]!.type
   const alias = rule.same?.(e.params) ?? {}
   const forbidden = rule.whole?.(e.params) ?? []
-  const ways: Array<Way> = []
   const present = new Set(e.inputs.flatMap((x) => Axis.names(x.type.axes)))
-  const kept = Axis.names(type.axes).filter((o) => !forbidden.includes(o))
+  const kept = e.outputs.map((o) => Axis.names(o.type.axes).filter((name) => !forbidden.includes(name)))
+  const ways: Array<Way> = []
   for (const axis of present) {
     if (forbidden.includes(axis)) continue
-    const out = kept.find((o) => (alias[o] ?? o) === axis)
-    if (out === undefined && rule.reduces === undefined) continue
+    const outs = kept.map((names) => names.find((o) => (alias[o] ?? o) === axis))
+    if (outs.some((out) => out === undefined) && rule.reduces === undefined) continue
     ways.push({
       inputs: e.inputs.map((x) => (Axis.has(x.type.axes, axis) ? splitOn(axis) : "whole")),
-      outputs: [out === undefined ? rule.reduces! : splitOn(out)]
+      outputs: outs.map((out) => (out === undefined ? rule.reduces! : splitOn(out)))
     })
   }
   if (rule.spreads) {
-    for (const out of kept)
+    for (const out of kept[0]!)
       if (!present.has(alias[out] ?? out)) ways.push({ inputs: e.inputs.map(() => "whole"), outputs: [splitOn(out)] })
   }
-  // Integers and booleans wrap or saturate: their parts do not add up through a cast.
-  const adds = e.outputs.every((o, i) => kindOf(o.type.dtype) === kindOf(e.inputs[i]?.type.dtype ?? o.type.dtype))
-  for (const group of e.primitive.name === "cast" && !adds ? [] : (rule.linear ?? []))
-    ways.push({ inputs: e.inputs.map((_, i) => (group.includes(i) ? "sum" : "whole")), outputs: ["sum"] })
+  for (const group of groupsOf(e, rule)) {
+    ways.push({
+      inputs: e.inputs.map((_, i) => (group.includes(i) ? "sum" : "whole")),
+      outputs: e.outputs.map(() => "sum")
+    })
+  }
   return ways
+}
+
+/** Inputs that may owe a sum together. Integers and booleans wrap or saturate: their parts do not add up through a cast. */
+const groupsOf = (e: Equation, { linear = [] }: ByName<unknown>): ReadonlyArray<ReadonlyArray<number>> => {
+  if (linear === "together") return [e.inputs.map((_, i) => i)]
+  const [x, o] = [e.inputs[0], e.outputs[0]!]
+  const converts = e.primitive.name === "cast" && kindOf(x!.type.dtype) !== kindOf(o.type.dtype)
+  return converts ? [] : linear
 }
 
 /**

@@ -13,7 +13,6 @@ import type { AnyTensor, Body, Tensor, TensorType } from "../Node.ts"
 import { input } from "../Node.ts"
 import { kindOf } from "../DType.ts"
 import * as Optimizer from "../Optimizer.ts"
-import * as Padding from "../Padding.ts"
 import type { Lowered } from "../Partition.ts"
 import { lateLayout, lower } from "../Partition.ts"
 import * as Precision from "../Precision.ts"
@@ -24,7 +23,8 @@ import * as Recompute from "../Recompute.ts"
 import { simplify, simplifyBody } from "../Simplify.ts"
 import type { BatchTypes, Config } from "../step/Config.ts"
 import { isType } from "../step/Config.ts"
-import { lossProgram } from "../step/Loss.ts"
+import { prepare } from "../step/Prepared.ts"
+import type { Storage } from "../step/Storage.ts"
 import { inOrder, update } from "../step/Update.ts"
 import type { Pipeline, Rules, Strategy } from "../Strategy.ts"
 import * as Tree from "../Tree.ts"
@@ -67,7 +67,7 @@ export interface PipelineStep {
   /** parameters, state, averages; learning rate, step, loss scale; sums; gradients. To parameters, state, averages; metrics. */
   readonly update: Lowered
   readonly updateProgram: Program.Program
-  readonly params: Module.ParamTree
+  readonly storage: Storage
   /** By leaf. */
   readonly runs: ReadonlyArray<Runs | null>
   readonly trained: ReadonlyArray<number>
@@ -121,10 +121,10 @@ export const build = <P extends Module.ParamTree, B extends BatchTypes>(
   strategy: Strategy,
   pipeline: Pipeline
 ): PipelineStep => {
-  const { optimizer, precision = Precision.f32 } = config
+  const { precision = Precision.f32 } = config
   const stages = check(strategy, pipeline)
   const { meshAxis, virtualStages } = pipeline
-  const loss = lossProgram(config)
+  const { optimizer, params, storage, ...loss } = prepare(config)
   if (loss.whole && strategy.microbatches > 1) {
     throw new PartitionError({
       reason: new NoRule({
@@ -134,7 +134,6 @@ export const build = <P extends Module.ParamTree, B extends BatchTypes>(
       })
     })
   }
-  const params = Padding.parameters(config.params, strategy)
   const leaves = Module.leaves(params)
   const trained = leaves.flatMap((leaf, i) => (optimizer.trainable(leaf) ? [i] : []))
   const chunks = cut(loss.body, stages * virtualStages, meshAxis)
@@ -146,7 +145,7 @@ export const build = <P extends Module.ParamTree, B extends BatchTypes>(
     inner
   )
   const outer = regular ? strategy : { ...within(strategy, meshAxis), mesh: strategy.mesh }
-  const ends = updateOf({ config, params, leaves, runs, trained, metrics: loss.metrics, steps, outer, meshAxis })
+  const ends = updateOf({ optimizer, params, runs, trained, metrics: loss.metrics, steps, outer, meshAxis })
   const [types] = Tree.flatten<TensorType, B>(config.batch, isType)
   const scalar = (dtype: "f32" | "u32"): TensorType => ({ axes: [], dtype })
   return {
@@ -159,11 +158,23 @@ export const build = <P extends Module.ParamTree, B extends BatchTypes>(
     chunks: steps,
     update: ends.lowered,
     updateProgram: ends.program,
-    params,
+    storage,
     runs,
     trained,
-    counts: { held: ends.held.length, parameters: leaves.length, batch: types.length, sums: 2 + loss.metrics.length },
-    inputs: [...ends.held, ...types, scalar("f32"), scalar("f32"), scalar("u32"), scalar("f32")]
+    counts: {
+      held: storage.physical.length,
+      parameters: leaves.length,
+      batch: types.length,
+      sums: 2 + loss.metrics.length
+    },
+    inputs: [
+      ...storage.physical.map((h) => h.type),
+      ...types,
+      scalar("f32"),
+      scalar("f32"),
+      scalar("u32"),
+      scalar("f32")
+    ]
   }
 }
 
@@ -281,10 +292,9 @@ const lowerChunk = (chunk: Chunk, parts: Parts, inner: Strategy, home: (index: n
   return { chunk, forward, backward, outputs, kept, differentiable, gradients }
 }
 
-interface UpdateGiven<P extends Module.ParamTree, B extends BatchTypes> {
-  readonly config: Config<P, B>
-  readonly params: P
-  readonly leaves: ReadonlyArray<Module.Leaf>
+interface UpdateGiven {
+  readonly optimizer: Optimizer.Optimizer
+  readonly params: Module.ParamTree
   readonly runs: ReadonlyArray<Runs | null>
   readonly trained: ReadonlyArray<number>
   readonly metrics: ReadonlyArray<string>
@@ -302,9 +312,8 @@ const runAxes = (axes: Axis.Axes, runs: Runs | null): Axis.Axes =>
       )
 
 /** The update on the whole mesh: gradients of layers are those of their stage, all others are parts of a sum over the stages. */
-const updateOf = <P extends Module.ParamTree, B extends BatchTypes>(given: UpdateGiven<P, B>) => {
-  const { config, leaves, meshAxis, metrics, outer, params, runs, steps, trained } = given
-  const { optimizer } = config
+const updateOf = (given: UpdateGiven) => {
+  const { meshAxis, metrics, optimizer, outer, params, runs, steps, trained } = given
   let at = 0
   const inRuns = Module.mapParams(params, (p) => ({ ...p, axes: runAxes(p.axes, runs[at++]!) }))
   const own = Module.leaves(inRuns)
@@ -345,10 +354,5 @@ const updateOf = <P extends Module.ParamTree, B extends BatchTypes>(given: Updat
     padded: true,
     inputs: program.inputs.map((x) => layouts.get(x) ?? Layouts.named(x.type, x.role, outer, { padded: true }))
   })
-  const heldTypes = (tree: Module.ParamTree): ReadonlyArray<TensorType> => {
-    const one = Optimizer.inputs(optimizer, tree)
-    const [slots] = Tree.flatten<AnyTensor, unknown>([one.optimizer, one.ema ?? {}], Tree.isTensorLeaf)
-    return [...leaves.map((leaf): TensorType => ({ axes: leaf.param.axes, dtype: "f32" })), ...slots.map((x) => x.type)]
-  }
-  return { program: program as Program.Program, lowered, held: heldTypes(params) }
+  return { program: program as Program.Program, lowered }
 }

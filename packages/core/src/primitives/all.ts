@@ -9,6 +9,7 @@ import { iotaP, lookupP, scatterAddP, updateSliceP } from "./index.ts"
 import { crossEntropyBackwardP, crossEntropyP } from "./loss.ts"
 import { namedP, stopGradientP } from "./mark.ts"
 import { normBackwardP, normP } from "./norm.ts"
+import { packP, unpackP } from "./pack.ts"
 import {
   absP,
   andP,
@@ -83,6 +84,8 @@ export const all = {
   slice: sliceP,
   pad: padP,
   concat: concatP,
+  pack: packP,
+  unpack: unpackP,
   lookup: lookupP,
   scatterAdd: scatterAddP,
   updateSlice: updateSliceP,

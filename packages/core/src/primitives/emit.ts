@@ -5,11 +5,19 @@ import * as Host from "../HostArray.ts"
 import type { AnyPrimitive, AnyTensor, Primitive, Role, TensorType } from "../Node.ts"
 import { build } from "../Node.ts"
 
+export interface PlaceParams {
+  readonly role: Role
+  /** A parameter that stays gathered from the forward pass to the backward, instead of being gathered again. */
+  readonly keep?: true
+  /** Gathered once more, though it was before. */
+  readonly again?: true
+}
+
 /**
  * Same values, other rule table. Its transpose is what turns the gather of a sharded parameter into the scatter of its gradient: the cotangent
  * of a placed parameter is placed as a gradient.
  */
-export const placeP: Primitive<"place", { readonly role: Role }> = {
+export const placeP: Primitive<"place", PlaceParams> = {
   name: "place",
   type: ([t]) => [t!],
   meaning: { kind: "core", evaluate: ([x]) => [x!] },

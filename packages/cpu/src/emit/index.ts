@@ -1,10 +1,34 @@
 /** Gathers, scatters, writes into slices, concatenation and padding. */
 import type { Equation } from "@tessera/core/Node"
 import type * as Plan from "@tessera/core/Plan"
+import * as PlanViews from "@tessera/core/Plan"
+import type { PackParams } from "@tessera/core/primitives/pack"
 import { opcodes, vm } from "../opcodes.ts"
 import type { Word } from "../Words.ts"
 import { operand } from "../Words.ts"
 import * as Nest from "./nest.ts"
+
+/** Members into their windows of the flat axis; zeros behind. */
+export const emitPack = (
+  e: Equation,
+  inputs: ReadonlyArray<Plan.View>,
+  [out]: ReadonlyArray<Plan.View>,
+  emission: Nest.Emission
+): void => {
+  const p = e.params as PackParams
+  const flat = out!.dimensions.find((d) => d.name === p.axis)!
+  const rest = out!.dimensions.filter((d) => d !== flat)
+  const window = (start: number, own: ReadonlyArray<Plan.Dimension>): Plan.View => ({
+    ...out!,
+    offset: out!.offset + start * flat.stride,
+    dimensions: [...rest, ...own.map((d) => ({ ...d, stride: d.stride * flat.stride }))]
+  })
+  p.members.forEach(({ axes, start }, i) => Nest.copy(inputs[i]!, window(start, PlanViews.dimensions(axes)), emission))
+  if (p.logical < p.size) {
+    const behind = PlanViews.dimensions([{ name: p.axis, size: p.size - p.logical }])
+    Nest.fill(window(p.logical, behind), 0, emission)
+  }
+}
 
 /** Ids as i32 relative to the first coordinate; coordinates are consecutive. */
 const relativeIds = (

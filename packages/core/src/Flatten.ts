@@ -1,0 +1,313 @@
+/**
+ * Parameters that travel together: those of one unit (a layer, or the whole model) in one flat tensor, which divides over any number of ranks. One
+ * unit is gathered by one collective, and its gradient is scattered by one. Parameters of different storage type, and frozen and trained ones, never
+ * share a flat tensor; nor do those that the optimizer treats differently. A pass over the forward program, before derivatives.
+ * @source FairScale FullyShardedDataParallel, flatten_parameters; arXiv:2304.11277, section 4.2
+ */
+import * as Axis from "./Axis.ts"
+import type { DType } from "./DType.ts"
+import { NoRule, PartitionError, RecipeError } from "./Errors.ts"
+import * as Init from "./Init.ts"
+import * as Mesh from "./Mesh.ts"
+import * as Module from "./Module.ts"
+import type { AnyTensor, Body, Equation } from "./Node.ts"
+import { build, input } from "./Node.ts"
+import type * as Optimizer from "./Optimizer.ts"
+import { castP } from "./primitives/algebra.ts"
+import type { ScanParams } from "./primitives/control.ts"
+import { scanP } from "./primitives/control.ts"
+import { placeP } from "./primitives/emit.ts"
+import type { Member, PackParams } from "./primitives/pack.ts"
+import { unpackP } from "./primitives/pack.ts"
+import * as Program from "./Program.ts"
+import type { Fsdp, Strategy } from "./Strategy.ts"
+
+/** The axis that holds everything. */
+export const flatAxis = "flat"
+
+/** One flat parameter. */
+export interface Unit {
+  readonly path: string
+  /** Leaves in the order of their elements. */
+  readonly leaves: ReadonlyArray<number>
+  readonly params: PackParams
+  /** The axis of the stack whose layers it belongs to; null outside of stacks. */
+  readonly layers: Axis.Axis | null
+  /** In which types its members travel. */
+  readonly dtypes: ReadonlyArray<DType>
+}
+
+export interface Flattened {
+  readonly body: Body
+  readonly params: Module.ParamTree
+  readonly optimizer: Optimizer.Optimizer
+  readonly units: ReadonlyArray<Unit>
+}
+
+const refuse = (problem: string, hint: string): never => {
+  throw new PartitionError({ reason: new NoRule({ operation: "flattened parameters", problem, hint }) })
+}
+
+/** Ranks over which flat parameters are dealt out. */
+const shardsOf = (strategy: Strategy): number => {
+  const rules = [strategy.parameters, strategy.gradients, strategy.optimizer]
+  const meshAxes = new Set(rules.flatMap((table) => table.flatMap(([axis, m]) => (axis === flatAxis ? [m] : []))))
+  return [...meshAxes].reduce((n, m) => n * Mesh.countOf(strategy.mesh, m), 1)
+}
+
+/** The program on flat parameters. Inputs: one for each unit, then those of the program behind its parameters. Throws `PartitionError`, `RecipeError`. */
+export const apply = (
+  body: Body,
+  params: Module.ParamTree,
+  optimizer: Optimizer.Optimizer,
+  strategy: Strategy,
+  fsdp: Fsdp
+): Flattened => {
+  if (!optimizer.rule.elementwise) {
+    throw new RecipeError({
+      key: "optimizer",
+      problem: `${optimizer.rule.name} looks at whole parameters, flattened ones hold many`,
+      hint: "use an elementwise rule (adamw, sgd, lion), or zero 3 instead of fsdp"
+    })
+  }
+  const leaves = Module.leaves(params)
+  const own = new Set(body.inputs.slice(0, leaves.length))
+  const split = strategy.compute.find(([axis]) => leaves.some((l) => Axis.has(l.param.axes, axis)))
+  if (split !== undefined && Mesh.countOf(strategy.mesh, split[1]) > 1 && strategy.parameters.includes(split))
+    refuse(
+      `parameters are split along "${split[0]}" over mesh axis "${split[1]}" already`,
+      "use zero 3, which goes along with it"
+    )
+  const units = unitsOf(body, leaves, optimizer, fsdp, shardsOf(strategy))
+  const flats = units.map((u) => input({ axes: axesOf(u), dtype: "f32" }, "parameter"))
+  const rest = body.inputs.filter((x) => !own.has(x))
+  const pass = new Pass(units, fsdp)
+  const leafOf = new Map(body.inputs.slice(0, leaves.length).map((x, i) => [x, i]))
+  const outputs = pass.run(body, new Map(rest.map((x) => [x, x])), leafOf, new Map(units.map((u, i) => [u, flats[i]!])))
+  const unitAt = new Map(units.map((u) => [u.path, u]))
+  const first = (leaf: Module.Leaf) => leaves[unitAt.get(leaf.path)!.leaves[0]!]!
+  return {
+    body: Program.body([...flats, ...rest], outputs),
+    params: treeOf(units),
+    units,
+    optimizer: {
+      ...optimizer,
+      decayMask: (leaf) => optimizer.decayMask(first(leaf)),
+      learningRateScale: (leaf) => optimizer.learningRateScale(first(leaf)),
+      trainable: (leaf) => optimizer.trainable(first(leaf))
+    }
+  }
+}
+
+const axesOf = ({ layers, params }: Unit): Axis.Axes => [
+  ...(layers === null ? [] : [layers]),
+  Axis.make(flatAxis, params.size)
+]
+
+/** Declarations; how flat parameters begin is the business of their members. */
+const treeOf = (units: ReadonlyArray<Unit>): Module.ParamTree =>
+  Object.fromEntries(
+    units.map((unit): [string, Module.Param] => [
+      unit.path,
+      {
+        axes: axesOf(unit),
+        init: Init.zeros,
+        decay: true,
+        repeated: unit.layers === null ? [] : [unit.layers.name]
+      }
+    ])
+  )
+
+/** How a leaf is used: the stack whose layers read it, if that is all, and the types in which it is read. */
+interface Use {
+  readonly stack: number | null
+  readonly dtypes: ReadonlySet<DType>
+}
+
+const unitsOf = (
+  body: Body,
+  leaves: ReadonlyArray<Module.Leaf>,
+  optimizer: Optimizer.Optimizer,
+  fsdp: Fsdp,
+  shards: number
+): ReadonlyArray<Unit> => {
+  const stacks: Array<Equation> = []
+  const groups = new Map<string, Array<number>>()
+  const uses = leaves.map((_, i) => useOf(body, body.inputs[i]!, stacks))
+  leaves.forEach((leaf, i) => {
+    const { dtypes, stack } = uses[i]!
+    const scale = optimizer.learningRateScale(leaf)
+    const where = fsdp.unit === "block" && stack !== null ? `stack${stack}` : "root"
+    const kind = [[...dtypes].sort().join("+") || "f32", ...(optimizer.trainable(leaf) ? [] : ["frozen"])]
+    const treated = [...(optimizer.decayMask(leaf) ? [] : ["noDecay"]), ...(scale === 1 ? [] : [JSON.stringify(scale)])]
+    const key = [where, ...kind, ...treated].join(" ")
+    groups.set(key, [...(groups.get(key) ?? []), i])
+  })
+  return [...groups].map(([key, members], n) => {
+    const stacked = fsdp.unit === "block" && key.startsWith("stack")
+    const layers = stacked ? Axis.find(leaves[members[0]!]!.param.axes, "layers")! : null
+    return unit(`unit${n} ${key.split(" [")[0]}`, members, leaves, layers, shards, [...uses[members[0]!]!.dtypes])
+  })
+}
+
+const unit = (
+  path: string,
+  members: ReadonlyArray<number>,
+  leaves: ReadonlyArray<Module.Leaf>,
+  layers: Axis.Axis | null,
+  shards: number,
+  dtypes: ReadonlyArray<DType>
+): Unit => {
+  let start = 0
+  const placed = members.map((i): Member => {
+    const all = leaves[i]!.param.axes
+    const axes = layers === null ? all : Axis.without(all, [layers.name])
+    const member = { start, axes }
+    start += Axis.count(axes)
+    return member
+  })
+  const size = Math.ceil(start / shards) * shards
+  return { path, leaves: members, params: { axis: flatAxis, size, logical: start, members: placed }, layers, dtypes }
+}
+
+/** Looks through regions; `stacks` collects scans along layers by number. */
+const useOf = (body: Body, x: AnyTensor, stacks: Array<Equation>): Use => {
+  const dtypes = new Set<DType>()
+  const found = new Set<number | null>()
+  const walk = (b: Body, y: AnyTensor, stack: number | null): void => {
+    for (const e of b.equations) {
+      e.inputs.forEach((z, i) => {
+        if (z !== y) return
+        const { meaning } = e.primitive
+        if (e.primitive === placeP) {
+          found.add(stack)
+          dtypes.add(y.type.dtype)
+        } else if (e.primitive === castP) walk(b, e.outputs[0]!, stack)
+        else if (meaning.kind === "region") {
+          const p = e.params as ScanParams
+          const along = e.primitive === scanP && p.axis === "layers" && i >= p.carried && i < p.carried + p.each
+          if (along && !stacks.includes(e)) stacks.push(e)
+          walk(p.body, p.body.inputs[i]!, along ? stacks.indexOf(e) : stack)
+        } else
+          refuse(`${e.primitive.name} reads a parameter that was not placed`, "use it through the tensor functions")
+      })
+    }
+  }
+  walk(body, x, null)
+  const [only] = found
+  return { stack: found.size === 1 ? (only ?? null) : null, dtypes }
+}
+
+interface Leafed {
+  readonly leaf: number
+  readonly dtype: DType
+}
+
+class Pass {
+  private readonly unitOf = new Map<number, readonly [Unit, number]>()
+  private readonly fsdp: Fsdp
+
+  constructor(units: ReadonlyArray<Unit>, fsdp: Fsdp) {
+    this.fsdp = fsdp
+    for (const u of units) u.leaves.forEach((leaf, i) => this.unitOf.set(leaf, [u, i]))
+  }
+
+  /** The outputs of a body whose leaves come in flat tensors. */
+  run(
+    body: Body,
+    env: Map<AnyTensor, AnyTensor>,
+    leafOf: ReadonlyMap<AnyTensor, number>,
+    flats: ReadonlyMap<Unit, AnyTensor>
+  ): ReadonlyArray<AnyTensor> {
+    const leafed = new Map<AnyTensor, Leafed>([...leafOf].map(([x, leaf]) => [x, { leaf, dtype: x.type.dtype }]))
+    const made = new Map<string, ReadonlyArray<AnyTensor>>()
+    const member = ({ dtype, leaf }: Leafed): AnyTensor => {
+      const [unit, at] = this.unitOf.get(leaf)!
+      const key = `${unit.path} ${dtype}`
+      const all = made.get(key) ?? this.members(unit, flats.get(unit)!, dtype)
+      made.set(key, all)
+      return all[at]!
+    }
+    for (const e of body.equations) {
+      const source = e.inputs.length === 1 ? leafed.get(e.inputs[0]!) : undefined
+      if (source !== undefined && e.primitive === castP)
+        leafed.set(e.outputs[0]!, { leaf: source.leaf, dtype: e.params.dtype as DType })
+      else if (source !== undefined && e.primitive === placeP) env.set(e.outputs[0]!, member(source))
+      else {
+        const region = e.primitive.meaning.kind === "region" && e.inputs.some((x) => leafed.has(x))
+        const outputs = region ? this.region(e, env, leafed, flats, member) : remake(e, env)
+        e.outputs.forEach((o, i) => env.set(o, outputs[i]!))
+      }
+    }
+    return body.outputs.map((o) => env.get(o)!)
+  }
+
+  /** A unit as compute sees it. */
+  private members(unit: Unit, flat: AnyTensor, dtype: DType): ReadonlyArray<AnyTensor> {
+    const cast = flat.type.dtype === dtype ? flat : build(castP, [flat], { dtype }, flat.role)[0]!
+    const keep = this.fsdp.reshardAfterForward ? {} : { keep: true }
+    const placed = build(placeP, [cast], { role: "compute", ...keep }, "compute")
+    return build(unpackP, placed, unit.params, "compute")
+  }
+
+  /** Whole models are gathered before anything runs; units of a layer travel into the loop and are gathered there. */
+  private region(
+    e: Equation,
+    env: ReadonlyMap<AnyTensor, AnyTensor>,
+    leafed: ReadonlyMap<AnyTensor, Leafed>,
+    flats: ReadonlyMap<Unit, AnyTensor>,
+    member: (leaf: Leafed) => AnyTensor
+  ): ReadonlyArray<AnyTensor> {
+    const { body } = e.params as { readonly body: Body }
+    const p = e.primitive === scanP ? (e.params as ScanParams) : null
+    const [carried, each] = p === null ? [0, 0] : [p.carried, p.each]
+    const rangeOf = (i: number) => (i < carried ? 0 : i < carried + each ? 1 : 2)
+    const parts: ReadonlyArray<Array<readonly [outer: AnyTensor, inner: AnyTensor]>> = [[], [], []]
+    const inside = new Map<AnyTensor, AnyTensor>()
+    const leafOf = new Map<AnyTensor, number>()
+    const inner = new Map<Unit, AnyTensor>()
+    e.inputs.forEach((x, i) => {
+      const own = body.inputs[i]!
+      const found = leafed.get(x)
+      if (found === undefined || this.fsdp.unit === "model") {
+        const role = found === undefined ? own.role : "compute"
+        const outer = found === undefined ? env.get(x)! : member(found)
+        const made = input(own.type, role)
+        inside.set(own, made)
+        parts[rangeOf(i)]!.push([outer, made])
+        return
+      }
+      const [unit] = this.unitOf.get(found.leaf)!
+      leafOf.set(own, found.leaf)
+      if (inner.has(unit)) return
+      const outer = flats.get(unit)!
+      const sliced = rangeOf(i) === 1 ? Axis.without(outer.type.axes, [p!.axis]) : outer.type.axes
+      inner.set(unit, input({ axes: sliced, dtype: outer.type.dtype }, outer.role))
+      parts[rangeOf(i)]!.push([outer, inner.get(unit)!])
+    })
+    const all = parts.flat()
+    const outputs = this.run(body, inside, leafOf, inner)
+    const next = Program.body(
+      all.map(([, made]) => made),
+      outputs
+    )
+    return build(
+      e.primitive,
+      all.map(([outer]) => outer),
+      { ...e.params, body: next, ...(p === null ? {} : { each: parts[1]!.length }) },
+      e.outputs.map((o) => o.role)
+    )
+  }
+}
+
+/** The equation on other operands. A placement of what is in compute already falls away. */
+const remake = (e: Equation, env: ReadonlyMap<AnyTensor, AnyTensor>): ReadonlyArray<AnyTensor> => {
+  const inputs = e.inputs.map((x) => env.get(x)!)
+  if (e.primitive === placeP && inputs[0]!.role === e.params.role) return inputs
+  return build(
+    e.primitive,
+    inputs,
+    e.params,
+    e.outputs.map((o) => (o.role === "parameter" ? inputs[0]!.role : o.role))
+  )
+}
