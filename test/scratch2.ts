@@ -62,7 +62,13 @@ Object.assign(all, {
   })
 })
 Object.assign(all, {
-  fs4: Strategy.make({ mesh: [D(4)], fsdp: {} }), fs3: Strategy.make({ mesh: [D(2)], fsdp: { reshardAfterForward: false } }), fsm: Strategy.make({ mesh: [D(4)], fsdp: { unit: "model" } }), fsr: Strategy.make({ mesh: [D(2)], fsdp: {}, recompute: { kind: "full" }, microbatches: 2 }), fsring: Strategy.make({ mesh: [D(2), C(2)], fsdp: {}, context: "ring" }), fstp: Strategy.make({ mesh: [D(2), T(2)], fsdp: {} }), fspp: Strategy.make({ mesh: [S(2), D(2)], fsdp: {}, microbatches: 2 })
+  fs4: Strategy.make({ mesh: [D(4)], fsdp: {} }),
+  fs3: Strategy.make({ mesh: [D(2)], fsdp: { reshardAfterForward: false } }),
+  fsm: Strategy.make({ mesh: [D(4)], fsdp: { unit: "model" } }),
+  fsr: Strategy.make({ mesh: [D(2)], fsdp: {}, recompute: { kind: "full" }, microbatches: 2 }),
+  fsring: Strategy.make({ mesh: [D(2), C(2)], fsdp: {}, context: "ring" }),
+  fstp: Strategy.make({ mesh: [D(2), T(2)], fsdp: {} }),
+  fspp: Strategy.make({ mesh: [S(2), D(2)], fsdp: {}, microbatches: 2 })
 })
 const only = process.argv[2]
 for (const subject of subjects) {
@@ -83,15 +89,39 @@ for (const subject of subjects) {
         const { outputs, disagreement } = sim.run(inputs)
         const gap = widest(truth, outputs)
         const colls = new Map<string, number>()
-        const count = (b: Program.Body, times: number): void => { for (const e of b.equations) { const m = e.primitive.meaning; if (m.kind === "region") m.bodies(e.params).forEach((x) => count(x, times * (e.params.size ?? 1))); if (moves(e.primitive)) colls.set(e.primitive.name + "[" + e.params.meshAxis + "]", (colls.get(e.primitive.name + "[" + e.params.meshAxis + "]") ?? 0) + times) } }
+        const count = (b: Program.Body, times: number): void => {
+          for (const e of b.equations) {
+            const m = e.primitive.meaning
+            if (m.kind === "region") m.bodies(e.params).forEach((x) => count(x, times * (e.params.size ?? 1)))
+            if (moves(e.primitive))
+              colls.set(
+                e.primitive.name + "[" + e.params.meshAxis + "]",
+                (colls.get(e.primitive.name + "[" + e.params.meshAxis + "]") ?? 0) + times
+              )
+          }
+        }
         if (sim.how.kind === "spread") count(sim.how.local.body, 1)
-        console.log(subject.name.padEnd(40), pick, name.padEnd(8), (t1 - t0).toFixed(0).padStart(5), (performance.now() - t1).toFixed(0).padStart(6), gap.distance.toExponential(1), disagreement.toExponential(1), sim.how.kind === "spread" ? Program.check(sim.how.local.body) ?? "" : "", [...colls].map(([k, v]) => v + " " + k).join(", "))
+        console.log(
+          subject.name.padEnd(40),
+          pick,
+          name.padEnd(8),
+          (t1 - t0).toFixed(0).padStart(5),
+          (performance.now() - t1).toFixed(0).padStart(6),
+          gap.distance.toExponential(1),
+          disagreement.toExponential(1),
+          sim.how.kind === "spread" ? (Program.check(sim.how.local.body) ?? "") : "",
+          [...colls].map(([k, v]) => v + " " + k).join(", ")
+        )
         if (gap.distance > 1e-9) console.log("output", gap.output)
         if (gap.distance > 1e-9 && sim.how.kind === "spread") {
           const how = sim.how
           const body = how.step.program
           const p = Simulate.parts(how.step, how.local, strategy.mesh, inputs)
-          const d = First.firstDifference({ body, inputs: p.map((x, i) => Layout.collect(x, how.local.inputLayouts[i]!, strategy.mesh).array) }, { lowered: how.local, mesh: strategy.mesh, inputs: p }, 1e-9)
+          const d = First.firstDifference(
+            { body, inputs: p.map((x, i) => Layout.collect(x, how.local.inputLayouts[i]!, strategy.mesh).array) },
+            { lowered: how.local, mesh: strategy.mesh, inputs: p },
+            1e-9
+          )
           console.log(d === null ? "no difference found" : First.print(d))
         }
       } catch (e: any) {

@@ -1,0 +1,4 @@
+import { decoder } from "../programs/subjects.ts"
+import { everyStrategy } from "./everyStrategy.ts"
+
+everyStrategy(decoder(true))

@@ -1,0 +1,4 @@
+import { contrastive } from "../programs/subjects.ts"
+import { everyStrategy } from "./everyStrategy.ts"
+
+everyStrategy(contrastive)

@@ -1,0 +1,4 @@
+import { vit } from "../programs/subjects.ts"
+import { everyStrategy } from "./everyStrategy.ts"
+
+everyStrategy(vit(8))
