@@ -3,7 +3,8 @@
  * nothing here differentiates a collective. What a strategy asks for appears in the printed program, with its bytes.
  */
 import * as Result from "effect/Result"
-import { PartitionError, ProgramError } from "./Errors.ts"
+import { bucket } from "./Bucket.ts"
+import { PartitionError, ProgramError, StillOwing } from "./Errors.ts"
 import type { Layout, Placement } from "./Layout.ts"
 import * as Layouts from "./Layout.ts"
 import { axisOf, owes } from "./Layout.ts"
@@ -20,6 +21,7 @@ import { scanP } from "./primitives/control.ts"
 import { placeP } from "./primitives/emit.ts"
 import * as Program from "./Program.ts"
 import type { Strategy } from "./Strategy.ts"
+import * as Tree from "./Tree.ts"
 
 /** The program of one rank, and in which layout it takes and gives its tensors. */
 export interface Lowered {
@@ -228,6 +230,20 @@ const lowerRegion = (
   })
 }
 
+/** What lives from step to step owes nothing. */
+const settled = (program: Program.Program, lowered: Lowered): void => {
+  const paths = Tree.paths(program.outTree)
+  program.outputs.forEach((o, i) => {
+    if (o.role !== "parameter" && o.role !== "optimizer") return
+    for (const [meshAxis, p] of lowered.outputLayouts[i]!) {
+      if (!owes(p)) continue
+      throw new PartitionError({
+        reason: new StillOwing({ tensor: paths[i]!, meshAxis, where: "the end of the update" })
+      })
+    }
+  })
+}
+
 /** The program of one rank, inputs and outputs in the layouts of their names. Fails where an axis does not divide or a rule is missing. */
 export const partition = <I, O>(
   program: Program.Program<I, O>,
@@ -237,7 +253,9 @@ export const partition = <I, O>(
   Result.try({
     try: () => {
       const lowered = lower(program, strategy, options)
-      return { ...lowered, program: Program.withBody(program, lowered.body) }
+      settled(program, lowered)
+      const body = bucket(lowered.body, strategy.bucketBytes)
+      return { ...lowered, body, program: Program.withBody(program, body) }
     },
     catch: (error) => {
       if (error instanceof PartitionError || error instanceof ProgramError) return error
