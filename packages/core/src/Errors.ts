@@ -152,7 +152,13 @@ const nearestDivisors = (size: number, count: number): ReadonlyArray<number> => 
 /** A program that a backend cannot compile. */
 export class CompileError extends Schema.TaggedError<CompileError>()("CompileError", {
   backend: Schema.String,
-  reason: Schema.Literals(["MissingKernel", "SourceRejected", "CompilerMissing", "UnsupportedPlatform"]),
+  reason: Schema.Literals([
+    "MissingKernel",
+    "SourceRejected",
+    "CompilerMissing",
+    "UnsupportedPlatform",
+    "MeshMismatch"
+  ]),
   detail: Schema.String
 }) {
   override get message() {
@@ -170,13 +176,22 @@ export class DeviceError extends Schema.TaggedError<DeviceError>()("DeviceError"
   }
 }
 
+/** Ranks that could not do something together. Every rank that took part, or waits, gets one. */
 export class CollectiveError extends Schema.TaggedError<CollectiveError>()("CollectiveError", {
-  reason: Schema.Literals(["Timeout", "RankLost", "ShapeDisagreement"]),
+  reason: Schema.Literals(["Timeout", "RankLost", "ShapeDisagreement", "NoPeers"]),
+  /** Where it was noticed. */
   rank: Schema.Number,
+  /** Which are missing, lost, or brought something else. */
+  ranks: Schema.Array(Schema.Number),
+  /** `allReduce over "data"`, `receive from rank 2`. */
+  collective: Schema.String,
+  /** The line of the program of one rank. */
+  line: Schema.String,
   detail: Schema.String
 }) {
   override get message() {
-    return `collective, ${this.reason} at rank ${this.rank}: ${this.detail}`
+    const where = this.line === "" ? "" : ` (${this.line})`
+    return `${this.collective}, ${this.reason} at rank ${this.rank}: ${this.detail}${where}`
   }
 }
 

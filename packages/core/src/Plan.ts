@@ -4,36 +4,42 @@
  * intermediate gets a place in one arena by its lifetime. What a launch contains is the backend's business.
  */
 import * as Axis from "./Axis.ts"
+import { Arena } from "./Arena.ts"
 import * as DType from "./DType.ts"
-import { Arena, type Interval } from "./Arena.ts"
-import type { AnyTensor, Body, Equation } from "./Node.ts"
+import type { AnyTensor, Body, Equation, Role } from "./Node.ts"
+import type { Exchange } from "./plan/Exchange.ts"
+import { exchanges, lowerExchange } from "./plan/Exchange.ts"
+import type { Peak } from "./plan/Peak.ts"
+import { peakOf } from "./plan/Peak.ts"
+import { alias, lifetimes, reuse, sinkUpdates, type Working } from "./plan/Reuse.ts"
+import { dimensions, pick, same, unpackedViews, type View, viewOf } from "./plan/View.ts"
+import { allReduceP } from "./primitives/collective.ts"
 import type { ScanParams } from "./primitives/control.ts"
-import type { PackParams } from "./primitives/pack.ts"
 
-/** One axis of a view; strides count elements. */
-export interface Dimension {
-  readonly name: string
-  readonly size: number
-  readonly stride: number
-}
+export type { Exchange } from "./plan/Exchange.ts"
+export type { Peak } from "./plan/Peak.ts"
+export { type Dimension, dimensions, elements, pick, same, type View } from "./plan/View.ts"
 
-/** Where a tensor stands: a strided window of a buffer. */
-export interface View {
-  readonly buffer: number
-  /** Elements from the beginning of the buffer. */
-  readonly offset: number
-  readonly dtype: DType.DType
-  readonly dimensions: ReadonlyArray<Dimension>
-}
-
-export interface Launch<P> {
-  readonly payload: P
+interface Touching {
   readonly reads: ReadonlyArray<View>
   readonly writes: ReadonlyArray<View>
   /** An output may stand where an input of the same strides stood, element by element. */
   readonly elementwise: boolean
   readonly equation: number
 }
+
+export interface Kernel<P> extends Touching {
+  readonly kind: "kernel"
+  readonly payload: P
+}
+
+/** The beginning or the end of a collective. */
+export interface Crossing extends Touching {
+  readonly kind: "start" | "wait"
+  readonly exchange: Exchange
+}
+
+export type Launch<P> = Kernel<P> | Crossing
 
 /** What a backend's emitter may do while it turns one equation into launches. */
 export interface Emission<P> {
@@ -60,8 +66,9 @@ export type BufferKind =
 export interface Plan<P> {
   readonly launches: ReadonlyArray<Launch<P>>
   readonly buffers: ReadonlyArray<BufferKind>
-  /** Bytes of the arena: the most that intermediates need at one time. */
+  /** Bytes of the arena: the most that intermediates need at one time, and gaps between them. */
   readonly arenaBytes: number
+  readonly peak: Peak
   /** For every output, where it is: an output buffer of its own, or the input it was donated. */
   readonly outputs: ReadonlyArray<{ readonly view: View; readonly donated: number | null }>
   /** Equations in the order of their numbers, for profiles. */
@@ -77,113 +84,9 @@ export interface Options<P> {
   readonly zero: (to: View, emission: Emission<P>) => void
   /** [input, output]: the output may be written over the input. */
   readonly donated: ReadonlyArray<readonly [input: number, output: number]>
+  /** Gathers of parameters that are under way before their turn. */
+  readonly prefetch?: number
 }
-
-export const dimensions = (
-  axes: ReadonlyArray<{ readonly name: string; readonly size: number }>
-): ReadonlyArray<Dimension> => {
-  let stride = 1
-  const all: Array<Dimension> = []
-  for (let i = axes.length - 1; i >= 0; i--) {
-    all.unshift({ name: axes[i]!.name, size: axes[i]!.size, stride })
-    stride *= axes[i]!.size
-  }
-  return all
-}
-
-/** Same window of the same buffer. */
-export const same = (a: View, b: View): boolean =>
-  a.buffer === b.buffer &&
-  a.offset === b.offset &&
-  a.dimensions.length === b.dimensions.length &&
-  a.dimensions.every((d) =>
-    b.dimensions.some((o) => o.name === d.name && o.size === d.size && (o.stride === d.stride || d.size === 1))
-  )
-
-export const elements = (v: View): number => v.dimensions.reduce((n, d) => n * d.size, 1)
-
-/** Drops `name` by fixing its index. */
-export const pick = (v: View, name: string, index: number): View => {
-  const axis = v.dimensions.find((d) => d.name === name)!
-  return { ...v, offset: v.offset + index * axis.stride, dimensions: v.dimensions.filter((d) => d !== axis) }
-}
-
-interface Working {
-  bytes: number
-  kind: "arena" | "input" | "output"
-  index: number
-}
-
-/** Views of operations that move nothing, or null where a copy is needed. */
-const viewOf = (e: Equation, x: View): View | null => {
-  const p = e.params
-  switch (e.primitive.name) {
-    case "place":
-    case "named":
-    case "stopGradient":
-      return x
-    case "rename":
-      return { ...x, dimensions: x.dimensions.map((d) => (d.name === p.from ? { ...d, name: p.to } : d)) }
-    case "split":
-      return {
-        ...x,
-        dimensions: x.dimensions.flatMap((d) =>
-          d.name === p.axis
-            ? [
-                { name: p.outer, size: d.size / p.size, stride: d.stride * p.size },
-                { name: p.inner, size: p.size, stride: d.stride }
-              ]
-            : [d]
-        )
-      }
-    case "merge": {
-      const [outer, inner] = [
-        x.dimensions.find((d) => d.name === p.outer)!,
-        x.dimensions.find((d) => d.name === p.inner)!
-      ]
-      const joins = outer.size === 1 || inner.size === 1 || outer.stride === inner.stride * inner.size
-      if (!joins) return null
-      const stride = inner.size === 1 ? outer.stride : inner.stride
-      const merged = { name: p.axis as string, size: outer.size * inner.size, stride }
-      return { ...x, dimensions: x.dimensions.filter((d) => d !== inner).map((d) => (d === outer ? merged : d)) }
-    }
-    case "slice": {
-      const axis = x.dimensions.find((d) => d.name === p.axis)!
-      return {
-        ...x,
-        offset: x.offset + p.start * axis.stride,
-        dimensions: x.dimensions.map((d) => (d === axis ? { name: p.to, size: p.size, stride: d.stride } : d))
-      }
-    }
-    case "broadcast": {
-      const out = e.outputs[0]!.type.axes
-      return {
-        ...x,
-        dimensions: out.map(
-          (a) => x.dimensions.find((d) => d.name === a.name) ?? { name: a.name, size: a.size, stride: 0 }
-        )
-      }
-    }
-    default:
-      return null
-  }
-}
-
-/** Members of a flat axis are windows of it. */
-const unpackedViews = (e: Equation, x: View): ReadonlyArray<View> => {
-  const p = e.params as PackParams
-  const flat = x.dimensions.find((d) => d.name === p.axis)!
-  return p.members.map(({ axes, start }) => ({
-    ...x,
-    offset: x.offset + start * flat.stride,
-    dimensions: [
-      ...x.dimensions.filter((d) => d !== flat),
-      ...dimensions(axes).map((d) => ({ ...d, stride: d.stride * flat.stride }))
-    ]
-  }))
-}
-
-const aligned = (bytes: number): number => Math.ceil(bytes / 64) * 64
 
 export const make = <P>(program: Body, options: Options<P>): Plan<P> => {
   const buffers: Array<Working> = []
@@ -193,16 +96,17 @@ export const make = <P>(program: Body, options: Options<P>): Plan<P> => {
 
   const allocate = (
     axes: ReadonlyArray<{ readonly name: string; readonly size: number }>,
-    dtype: DType.DType
+    dtype: DType.DType,
+    role: Role = "compute"
   ): View => {
     const count = axes.reduce((n, a) => n * a.size, 1)
-    buffers.push({ bytes: count * DType.bytesOf(dtype), kind: "arena", index: 0 })
+    buffers.push({ bytes: count * DType.bytesOf(dtype), kind: "arena", index: 0, role })
     return { buffer: buffers.length - 1, offset: 0, dtype, dimensions: dimensions(axes) }
   }
   const emissionFor = (equation: number): Emission<P> => ({
     temporary: allocate,
     push: (payload, reads, writes, elementwise = false) =>
-      launches.push({ payload, reads, writes, elementwise, equation })
+      launches.push({ kind: "kernel", payload, reads, writes, elementwise, equation })
   })
   const numberOf = (e: Equation): number => {
     const known = numbers.get(e)
@@ -219,7 +123,7 @@ export const make = <P>(program: Body, options: Options<P>): Plan<P> => {
       const place = wanted[i] ?? null
       if (place !== null && !places.has(o) && o.equation !== null) places.set(o, place)
     })
-    const placeOf = (x: AnyTensor): View => places.get(x) ?? allocate(x.type.axes, x.type.dtype)
+    const placeOf = (x: AnyTensor): View => places.get(x) ?? allocate(x.type.axes, x.type.dtype, x.role)
     for (const e of body.equations) {
       const xs = e.inputs.map((x) => env.get(x)!)
       const emission = emissionFor(numberOf(e))
@@ -247,6 +151,29 @@ export const make = <P>(program: Body, options: Options<P>): Plan<P> => {
         e.outputs.forEach((o, i) => env.set(o, views[i]!))
         continue
       }
+      if (e.primitive.meaning.kind === "collective") {
+        const views = lowerExchange(
+          e,
+          xs,
+          e.outputs.map((o) => places.get(o) ?? null),
+          {
+            allocate: (axes, x) => allocate(axes, x.dtype, e.outputs[0]!.role),
+            copy: (from, to) => options.copy(from, to, emission),
+            start: (exchange) =>
+              launches.push({
+                kind: "start",
+                exchange: { ...exchange, id: launches.length },
+                reads: exchange.send,
+                writes: exchange.receive,
+                // Sums may stand where their operands stood.
+                elementwise: e.primitive === allReduceP,
+                equation: numberOf(e)
+              })
+          }
+        )
+        e.outputs.forEach((o, i) => env.set(o, views[i]!))
+        continue
+      }
       const view = xs.length === 1 ? viewOf(e, xs[0]!) : null
       if (view !== null) {
         env.set(e.outputs[0]!, view)
@@ -259,7 +186,7 @@ export const make = <P>(program: Body, options: Options<P>): Plan<P> => {
             a.name === e.params.axis ? [part(e.params.outer), part(e.params.inner)] : [a]
         )
         // The copy is laid out wide and then seen as merged.
-        const temporary = allocate(wide, e.outputs[0]!.type.dtype)
+        const temporary = allocate(wide, e.outputs[0]!.type.dtype, e.outputs[0]!.role)
         options.copy(xs[0]!, temporary, emission)
         env.set(e.outputs[0]!, viewOf(e, temporary)!)
         continue
@@ -280,8 +207,12 @@ export const make = <P>(program: Body, options: Options<P>): Plan<P> => {
     const last = p.carried + p.stacked
     const stacks = p.body.outputs
       .slice(p.carried, last)
-      .map((o, j) => wanted[p.carried + j] ?? allocate([Axis.make(p.axis, p.size), ...o.type.axes], o.type.dtype))
-    const sums = p.body.outputs.slice(last).map((o, j) => wanted[last + j] ?? allocate(o.type.axes, o.type.dtype))
+      .map(
+        (o, j) => wanted[p.carried + j] ?? allocate([Axis.make(p.axis, p.size), ...o.type.axes], o.type.dtype, o.role)
+      )
+    const sums = p.body.outputs
+      .slice(last)
+      .map((o, j) => wanted[last + j] ?? allocate(o.type.axes, o.type.dtype, o.role))
     if (p.size === 0) for (const s of sums) options.zero(s, emission)
     // A carry that is also saved is written straight into the slot of the iteration that will save it.
     const slotOf = p.body.inputs.slice(0, p.carried).map((x) => p.body.outputs.slice(p.carried, last).indexOf(x))
@@ -325,7 +256,7 @@ export const make = <P>(program: Body, options: Options<P>): Plan<P> => {
 
   const inputViews = program.inputs.map((x, i): View => {
     const count = Axis.count(x.type.axes)
-    buffers.push({ bytes: count * DType.bytesOf(x.type.dtype), kind: "input", index: i })
+    buffers.push({ bytes: count * DType.bytesOf(x.type.dtype), kind: "input", index: i, role: x.role })
     return { buffer: buffers.length - 1, offset: 0, dtype: x.type.dtype, dimensions: dimensions(x.type.axes) }
   })
   const problem = donationProblem(program, options.donated)
@@ -334,7 +265,7 @@ export const make = <P>(program: Body, options: Options<P>): Plan<P> => {
   const outputViews = program.outputs.map((o, i): View => {
     const from = donor.get(i)
     const axes = from === undefined ? o.type.axes : program.inputs[from]!.type.axes
-    const view = allocate(axes, o.type.dtype)
+    const view = allocate(axes, o.type.dtype, o.role)
     buffers[view.buffer]!.kind = "output"
     buffers[view.buffer]!.index = i
     return view
@@ -344,7 +275,7 @@ export const make = <P>(program: Body, options: Options<P>): Plan<P> => {
     if (!same(r, outputViews[i]!)) options.copy(r, outputViews[i]!, emissionFor(equations.length))
   })
 
-  const ordered = sinkUpdates(launches, buffers, donor)
+  const ordered = [...exchanges(sinkUpdates(launches, buffers, donor), options.prefetch ?? 0)]
   const finish = emissionInto(ordered, allocate, equations.length)
   const donated = alias(ordered, buffers, inputViews, outputViews, donor, (from, to) => options.copy(from, to, finish))
   const merged = reuse(ordered, buffers)
@@ -358,6 +289,7 @@ export const make = <P>(program: Body, options: Options<P>): Plan<P> => {
         : { kind: b.kind, index: b.index }
     ),
     arenaBytes: arena.bytes,
+    peak: peakOf(intervals, (b) => buffers[b]!.role),
     outputs: outputViews.map((view, i) => ({ view, donated: donated.has(i) ? donor.get(i)! : null })),
     equations
   }
@@ -389,136 +321,5 @@ const emissionInto = <P>(
 ): Emission<P> => ({
   temporary,
   push: (payload, reads, writes, elementwise = false) =>
-    launches.push({ payload, reads, writes, elementwise, equation })
+    launches.push({ kind: "kernel", payload, reads, writes, elementwise, equation })
 })
-
-/**
- * Moves launches that write donated outputs behind everything else, when all their readers are there too: then the old values have been read
- * and the write can happen in place.
- */
-const sinkUpdates = <P>(
-  launches: ReadonlyArray<Launch<P>>,
-  buffers: ReadonlyArray<Working>,
-  donor: ReadonlyMap<number, number>
-): Array<Launch<P>> => {
-  const late = new Set<number>()
-  const tail: Array<Launch<P>> = []
-  const head: Array<Launch<P>> = []
-  // Readers seen so far that stay in the head.
-  const readInHead = new Set<number>()
-  const writtenInHead = new Set<number>()
-  for (let k = launches.length - 1; k >= 0; k--) {
-    const l = launches[k]!
-    const isUpdate = l.writes.some((w) => buffers[w.buffer]!.kind === "output" && donor.has(buffers[w.buffer]!.index))
-    const needed = l.writes.some((w) => readInHead.has(w.buffer) || writtenInHead.has(w.buffer))
-    // What it reads must not be overwritten by a launch that now runs before it.
-    const overwritten = l.reads.some((r) => writtenInHead.has(r.buffer))
-    if (isUpdate && !needed && !overwritten) {
-      tail.push(l)
-      l.writes.forEach((w) => late.add(w.buffer))
-    } else {
-      head.push(l)
-      l.reads.forEach((r) => readInHead.add(r.buffer))
-      l.writes.forEach((w) => writtenInHead.add(w.buffer))
-    }
-  }
-  return [...head.reverse(), ...tail.reverse()]
-}
-
-/** Lets donated outputs stand in their inputs' buffers where that is safe; elsewhere a copy at the end does it. Gives the donated outputs. */
-const alias = <P>(
-  launches: Array<Launch<P>>,
-  buffers: Array<Working>,
-  inputs: ReadonlyArray<View>,
-  outputs: ReadonlyArray<View>,
-  donor: ReadonlyMap<number, number>,
-  copy: (from: View, to: View) => void
-): ReadonlySet<number> => {
-  const donated = new Set<number>()
-  const copies: Array<readonly [View, View]> = []
-  for (const [output, input] of donor) {
-    const [target, source] = [outputs[output]!, inputs[input]!]
-    const first = launches.findIndex((l) => l.writes.some((w) => w.buffer === target.buffer))
-    let safe = first >= 0
-    for (let k = first; safe && k < launches.length; k++) {
-      const l = launches[k]!
-      for (const r of l.reads) {
-        if (r.buffer !== source.buffer) continue
-        const inPlace =
-          k === first &&
-          l.elementwise &&
-          l.writes.some((w) => w.buffer === target.buffer && sameStrides(w, r)) &&
-          !l.writes.some((w) => w.buffer === target.buffer && !sameStrides(w, r))
-        if (!inPlace) safe = false
-      }
-    }
-    donated.add(output)
-    if (safe) buffers[target.buffer] = { ...buffers[source.buffer]! }
-    else {
-      buffers[target.buffer] = { ...buffers[target.buffer]!, kind: "arena" }
-      copies.push([target, source])
-    }
-  }
-  for (const [from, to] of copies) copy(from, to)
-  return donated
-}
-
-const sameStrides = (a: View, b: View): boolean =>
-  a.offset === b.offset &&
-  DType.bytesOf(a.dtype) === DType.bytesOf(b.dtype) &&
-  a.dimensions.length === b.dimensions.length &&
-  a.dimensions.every((d) => d.size === 1 || b.dimensions.some((o) => o.name === d.name && o.stride === d.stride))
-
-/** Elementwise launches write over an operand that nobody reads afterwards. */
-const reuse = <P>(launches: ReadonlyArray<Launch<P>>, buffers: ReadonlyArray<Working>) => {
-  const lastUse = new Map<number, number>()
-  launches.forEach((l, k) => {
-    // A write that nobody reads counts too: it must not land in what took the buffer over.
-    for (const v of [...l.reads, ...l.writes]) lastUse.set(v.buffer, k)
-  })
-  const firstWrite = new Map<number, number>()
-  launches.forEach((l, k) => l.writes.forEach((w) => firstWrite.has(w.buffer) || firstWrite.set(w.buffer, k)))
-  const parent = new Map<number, number>()
-  const root = (b: number): number => {
-    let r = b
-    while (parent.has(r)) r = parent.get(r)!
-    return r
-  }
-  launches.forEach((l, k) => {
-    if (!l.elementwise) return
-    for (const w of l.writes) {
-      if (buffers[w.buffer]!.kind !== "arena" || firstWrite.get(w.buffer) !== k || parent.has(w.buffer)) continue
-      const donor = l.reads.find((r) => {
-        const from = root(r.buffer)
-        return (
-          buffers[r.buffer]!.kind === "arena" &&
-          lastUse.get(from) === k &&
-          buffers[from]!.bytes === buffers[w.buffer]!.bytes &&
-          sameStrides(r, w) &&
-          // Every read of that buffer in this launch sees the element it is about to overwrite.
-          l.reads.every((o) => root(o.buffer) !== from || sameStrides(o, w)) &&
-          l.writes.every((o) => o === w || root(o.buffer) !== from)
-        )
-      })
-      if (donor === undefined) continue
-      const from = root(donor.buffer)
-      parent.set(w.buffer, from)
-      lastUse.set(from, Math.max(k, lastUse.get(w.buffer) ?? k))
-    }
-  })
-  const move = (v: View): View => (parent.has(v.buffer) ? { ...v, buffer: root(v.buffer) } : v)
-  return { launches: launches.map((l) => ({ ...l, reads: l.reads.map(move), writes: l.writes.map(move) })), root }
-}
-
-const lifetimes = <P>(launches: ReadonlyArray<Launch<P>>, buffers: ReadonlyArray<Working>): ReadonlyArray<Interval> => {
-  const all = new Map<number, { from: number; to: number }>()
-  launches.forEach((l, k) => {
-    for (const v of [...l.reads, ...l.writes]) {
-      if (buffers[v.buffer]!.kind !== "arena") continue
-      const known = all.get(v.buffer)
-      if (known === undefined) all.set(v.buffer, { from: k, to: k })
-      else known.to = k
-    }
-  })
-  return [...all].map(([id, { from, to }]) => ({ id, from, to, bytes: aligned(buffers[id]!.bytes) }))
-}

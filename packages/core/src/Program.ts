@@ -171,6 +171,15 @@ export const print = (program: Body): string => {
   return lines.join("\n")
 }
 
+/** One equation without names: `allReduce(f32[batch:4]) {"meshAxis":"data"}`. */
+export const line = (e: Equation): string => {
+  const { meaning } = e.primitive
+  const inner = meaning.kind === "region" ? meaning.bodies(e.params) : []
+  const params = meaning.kind === "region" ? printParams(e.params, inner) : json(e.params)
+  const types = e.inputs.map(({ type }) => `${type.dtype}${Axis.print(type.axes)}`)
+  return `${e.primitive.name}(${types.join(", ")})${params === "{}" ? "" : ` ${params}`}`
+}
+
 /** JSON that tells infinities, NaN and minus zero apart. */
 const json = (params: unknown): string =>
   JSON.stringify(params, (_, v: unknown) =>

@@ -4,7 +4,7 @@ import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import type * as Accumulate from "./Accumulate.ts"
 import * as Axis from "./Axis.ts"
-import type { CompileError, DeviceError, ProgramError, RecipeError } from "./Errors.ts"
+import type { CollectiveError, CompileError, DeviceError, ProgramError, RecipeError } from "./Errors.ts"
 import * as Host from "./HostArray.ts"
 import type * as Module from "./Module.ts"
 import type { AnyTensor, Tensor, TensorType } from "./Node.ts"
@@ -96,7 +96,7 @@ export interface Evaluator {
   readonly run: <E, R>(
     parameters: ReadonlyArray<Buffer>,
     batches: Stream.Stream<Pick<DataBatch, "arrays">, E, R>
-  ) => Effect.Effect<Sums, E | DeviceError, R>
+  ) => Effect.Effect<Sums, E | DeviceError | CollectiveError, R>
 }
 
 /** Compiles the evaluation of a task for batches of its size. Soft targets are not needed. */

@@ -19,7 +19,7 @@ import * as Stream from "effect/Stream"
 import type { CheckpointError } from "./CheckpointError.ts"
 import type { Kind, Metric } from "./CheckpointManifest.ts"
 import * as CheckpointMatch from "./CheckpointMatch.ts"
-import type { CompileError, DeviceError, PartitionError, ProgramError, RecipeError } from "./Errors.ts"
+import type { CollectiveError, CompileError, DeviceError, PartitionError, ProgramError, RecipeError } from "./Errors.ts"
 import { TrainError } from "./Errors.ts"
 import * as Host from "./HostArray.ts"
 import * as Module from "./Module.ts"
@@ -221,7 +221,7 @@ const seconds = Effect.map(Clock.currentTimeNanos, (nanos) => Number(nanos) / 1e
 export const steps = <E, R>(
   training: Training,
   options: StepsOptions<E, R>
-): Stream.Stream<StepReport, E | TrainError | DeviceError, R | Backend> =>
+): Stream.Stream<StepReport, E | TrainError | DeviceError | CollectiveError, R | Backend> =>
   Stream.unwrap(
     Effect.gen(function* () {
       const backend = yield* Backend

@@ -1,5 +1,5 @@
 /** The passes that the native backend runs before it plans keep meaning and types; and a fused program runs as its parts do. */
-import { prepare } from "@tessera/cpu/CpuBackend"
+import { prepare } from "@tessera/cpu/CpuPlan"
 import * as Evaluate from "@tessera/core/Evaluate"
 import { fuse } from "@tessera/core/Fuse"
 import type { Body } from "@tessera/core/Node"

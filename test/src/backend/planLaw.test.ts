@@ -1,7 +1,7 @@
 /** Plans keep meaning: scans, donations and several outputs in any combination, against the evaluator, and a second run on the same memory. */
 import * as Axis from "@tessera/core/Axis"
 import * as DType from "@tessera/core/DType"
-import type { CompileError, DeviceError } from "@tessera/core/Errors"
+import type { CollectiveError, CompileError, DeviceError } from "@tessera/core/Errors"
 import * as Evaluate from "@tessera/core/Evaluate"
 import * as Host from "@tessera/core/HostArray"
 import type { AnyTensor, Tensor } from "@tessera/core/Node"
@@ -299,8 +299,9 @@ describe("regressions", () => {
 })
 
 describe("what cannot be written safely is refused", () => {
-  const run = <A>(f: (backend: Backend["Service"]) => Effect.Effect<A, CompileError | DeviceError, Scope.Scope>) =>
-    runtime.runPromise(Effect.flip(Effect.scoped(Effect.flatMap(Backend, f))))
+  const run = <A>(
+    f: (backend: Backend["Service"]) => Effect.Effect<A, CompileError | DeviceError | CollectiveError, Scope.Scope>
+  ) => runtime.runPromise(Effect.flip(Effect.scoped(Effect.flatMap(Backend, f))))
   const [x, y] = [input({ axes: square, dtype: "f32" }), input({ axes: square, dtype: "f32" })] as const
   const [f, g] = [x, y] as ReadonlyArray<AnyTensor> as readonly [F, F]
   const program = Program.make([x, y], [T.cumsum(f, "x"), T.cumsum(T.add(f, g), "y")])

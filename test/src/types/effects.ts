@@ -1,6 +1,7 @@
 /** What may fail and what is needed, for every public Effect and Stream: documented types, held by the type check. Nothing here runs. */
 import type { CheckpointError } from "@tessera/core/CheckpointError"
 import type {
+  CollectiveError,
   CompileError,
   DeviceError,
   PartitionError,
@@ -60,8 +61,8 @@ export type OfTheBackend = [
   Holds<Fails<On<typeof Backend, "allocate">, DeviceError, Scope.Scope>>,
   Holds<Fails<On<typeof Backend, "write">, DeviceError, never>>,
   Holds<Fails<On<typeof Backend, "read">, DeviceError, never>>,
-  Holds<Fails<Of<Executable["run"]>, DeviceError, never>>,
-  Holds<Fails<Of<Executable["profile"]>, DeviceError, never>>,
+  Holds<Fails<Of<Executable["run"]>, DeviceError | CollectiveError, never>>,
+  Holds<Fails<Of<Executable["profile"]>, DeviceError | CollectiveError, never>>,
   Holds<Fails<typeof ReferenceBackend.layer, never, never>>,
   Holds<Fails<typeof CpuBackend.layer, CompileError, never>>
 ]
@@ -91,11 +92,20 @@ export type OfTheTrainer = [
       Backend | Scope.Scope
     >
   >,
-  Holds<Fails<Of<typeof Trainer.initialise>, CompileError | DeviceError, Backend>>,
-  Holds<Equals<Streams["plain"], Stream.Stream<StepReport, TrainError | DeviceError, Backend>>>,
-  Holds<Equals<Streams["withData"], Stream.Stream<StepReport, Broken | TrainError | DeviceError, Disk | Backend>>>,
+  Holds<Fails<Of<typeof Trainer.initialise>, CompileError | DeviceError | CollectiveError, Backend>>,
+  Holds<Equals<Streams["plain"], Stream.Stream<StepReport, TrainError | DeviceError | CollectiveError, Backend>>>,
   Holds<
-    Fails<Streams["saving"], Broken | TrainError | DeviceError | CheckpointError, Disk | Backend | CheckpointStore>
+    Equals<
+      Streams["withData"],
+      Stream.Stream<StepReport, Broken | TrainError | DeviceError | CollectiveError, Disk | Backend>
+    >
+  >,
+  Holds<
+    Fails<
+      Streams["saving"],
+      Broken | TrainError | DeviceError | CollectiveError | CheckpointError,
+      Disk | Backend | CheckpointStore
+    >
   >,
   Holds<Equals<Of<typeof Trainer.save>, Effect.Effect<SavedCheckpoint, CheckpointError, CheckpointStore | Backend>>>,
   Holds<Fails<Of<typeof Trainer.restore>, CheckpointError | DeviceError, Backend>>,
@@ -107,7 +117,7 @@ export type OfTheTrainer = [
 declare const evaluator: Tasks.Evaluator
 export const evaluation = (batches: Stream.Stream<Trainer.DataBatch, Broken, Disk>) => evaluator.run([], batches)
 export type OfAnEvaluation = Holds<
-  Equals<ReturnType<typeof evaluation>, Effect.Effect<Tasks.Sums, Broken | DeviceError, Disk>>
+  Equals<ReturnType<typeof evaluation>, Effect.Effect<Tasks.Sums, Broken | DeviceError | CollectiveError, Disk>>
 >
 
 export type OfCheckpoints = [

@@ -1,7 +1,7 @@
 /** The evaluator as a backend: exact and slow, for comparison. Runs only when asked for. */
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import { DeviceError } from "../Errors.ts"
+import { CompileError, DeviceError } from "../Errors.ts"
 import * as Evaluate from "../Evaluate.ts"
 import * as Host from "../HostArray.ts"
 import type { TensorType } from "../Node.ts"
@@ -31,13 +31,35 @@ const make = (type: TensorType, value: Host.HostArray | null): ReferenceBuffer =
   value
 })
 
+/** The first equation that needs other ranks, as text, or null. */
+const collectiveOf = (body: Program.Body): string | null => {
+  for (const e of body.equations) {
+    const { meaning } = e.primitive
+    if (meaning.kind === "collective") return Program.line(e)
+    if (meaning.kind !== "region") continue
+    for (const b of meaning.bodies(e.params)) {
+      const found = collectiveOf(b)
+      if (found !== null) return found
+    }
+  }
+  return null
+}
+
 export const layer: Layer.Layer<Backend> = Layer.succeed(Backend, {
   name: "reference",
   description: "reference evaluator, float64, one thread",
   compile: (program, options = {}) => {
+    const together = collectiveOf(program)
+    if (together !== null) {
+      const detail = `${together} needs several ranks at once; Simulate.step runs them in lockstep`
+      return Effect.fail(new CompileError({ backend: "reference", reason: "MeshMismatch", detail }))
+    }
     const donor = new Map((options.donated ?? []).map(([from, to]) => [to, from]))
-    const run = Effect.fnUntraced(function* (inputs: ReadonlyArray<Buffer>) {
+    const places = new Map((options.bound ?? []).map((output, i) => [output, i]))
+    const run = Effect.fnUntraced(function* (inputs: ReadonlyArray<Buffer>, bound: ReadonlyArray<Buffer> = []) {
       const held: Array<ReferenceBuffer> = []
+      const given: Array<ReferenceBuffer> = []
+      for (const b of bound) given.push(yield* holding(b))
       for (const b of inputs) held.push(yield* holding(b))
       const values = held.map((b) => b.value ?? Host.fromBytes(b.type.axes, b.type.dtype, new Uint8Array(b.bytes)))
       const results = yield* Effect.try({
@@ -46,15 +68,16 @@ export const layer: Layer.Layer<Backend> = Layer.succeed(Backend, {
       })
       return program.outputs.map((o, i) => {
         const from = donor.get(i)
-        const value = Host.reorder(results[i]!, from === undefined ? o.type.axes : held[from]!.type.axes)
-        if (from === undefined) return make(o.type, value)
-        held[from]!.value = value
-        return held[from]!
+        const place = from === undefined ? given[places.get(i) ?? -1] : held[from]!
+        const value = Host.reorder(results[i]!, place === undefined ? o.type.axes : place.type.axes)
+        if (place === undefined) return make(o.type, value)
+        place.value = value
+        return place
       })
     })
     return Effect.succeed({
       run,
-      profile: (inputs: ReadonlyArray<Buffer>) => Effect.as(run(inputs), []),
+      profile: (inputs: ReadonlyArray<Buffer>, bound?: ReadonlyArray<Buffer>) => Effect.as(run(inputs, bound), []),
       cost: Program.cost(program),
       arenaBytes: 0,
       outputBytes: program.outputs.reduce((n, o) => n + bytesOf(o.type), 0),

@@ -1,7 +1,7 @@
 import * as Context from "effect/Context"
 import type * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import type { CompileError, DeviceError } from "../Errors.ts"
+import type { CollectiveError, CompileError, DeviceError } from "../Errors.ts"
 import type { Cost, Equation, TensorType } from "../Node.ts"
 import type { Program } from "../Program.ts"
 
@@ -22,9 +22,18 @@ export interface EquationProfile {
  * lives as long as its Scope and is overwritten by the next run: download what you keep.
  */
 export interface Executable {
-  /** Inputs in the program's order. Runs off the main thread; interruption waits for the step to be abandoned between two kernels. */
-  readonly run: (inputs: ReadonlyArray<Buffer>) => Effect.Effect<ReadonlyArray<Buffer>, DeviceError>
-  readonly profile: (inputs: ReadonlyArray<Buffer>) => Effect.Effect<ReadonlyArray<EquationProfile>, DeviceError>
+  /**
+   * Inputs in the program's order; then memory for the outputs that were compiled as `bound`, in their order. Runs off the main thread; interruption
+   * waits for the step to be abandoned between two kernels. Fails with `CollectiveError` when the program does something together with ranks that fail.
+   */
+  readonly run: (
+    inputs: ReadonlyArray<Buffer>,
+    bound?: ReadonlyArray<Buffer>
+  ) => Effect.Effect<ReadonlyArray<Buffer>, DeviceError | CollectiveError>
+  readonly profile: (
+    inputs: ReadonlyArray<Buffer>,
+    bound?: ReadonlyArray<Buffer>
+  ) => Effect.Effect<ReadonlyArray<EquationProfile>, DeviceError | CollectiveError>
   readonly cost: Cost
   /** Bytes of intermediates at the worst moment, besides inputs and outputs. */
   readonly arenaBytes: number
@@ -36,6 +45,10 @@ export interface Executable {
 export interface CompileOptions {
   /** [input, output]: the output may overwrite the input. */
   readonly donated?: ReadonlyArray<readonly [input: number, output: number]>
+  /** Outputs whose memory is given at every run; they are donated nothing. */
+  readonly bound?: ReadonlyArray<number>
+  /** Gathers of parameters that are under way before their turn. */
+  readonly prefetch?: number
 }
 
 /** What runs programs. Layers: Reference (the evaluator), Cpu (native kernels). */
@@ -45,6 +58,10 @@ export class Backend extends Context.Service<
     readonly name: string
     /** One line for people: instruction set, threads, device. */
     readonly description: string
+    /**
+     * Programs of one rank run among the ranks that `Collectives` gives here. Fails with `CompileError` `MeshMismatch` when those are not the ranks that
+     * the program is for.
+     */
     readonly compile: <I, O>(
       program: Program<I, O>,
       options?: CompileOptions
