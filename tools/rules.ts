@@ -33,6 +33,9 @@ const nameOf = (specifier: string) =>
 
 const isBuiltin = (specifier: string) => specifier.startsWith("node:") || builtinModules.includes(specifier)
 
+/** The testing kit: nothing else of core needs fast-check, which only those install who test. */
+const isTesting = (path: string) => /^packages\/core\/src\/testing(\.ts$|\/)/.test(path)
+
 const importRules = (pkg: string, path: string, text: string): ReadonlyArray<Finding> => {
   const manifest = JSON.parse(read(`packages/${pkg}/package.json`)) as Record<string, Record<string, string>>
   const declared = new Set(
@@ -41,6 +44,7 @@ const importRules = (pkg: string, path: string, text: string): ReadonlyArray<Fin
   const types = new Set(Object.keys(manifest["devDependencies"] ?? {}))
   return imports(text).flatMap(({ from, line, typeOnly }) => {
     const finding = (message: string): ReadonlyArray<Finding> => [{ path, line, text: message }]
+    if (/^\.+\/(.*\/)?testing[./]/.test(from) && !isTesting(path)) return finding(`"${from}" needs fast-check`)
     if (from.startsWith(".")) {
       return from.endsWith(".ts") || from.endsWith(".json") ? [] : finding(`"${from}": a relative import ends with .ts`)
     }
@@ -50,6 +54,7 @@ const importRules = (pkg: string, path: string, text: string): ReadonlyArray<Fin
     if (other === pkg) return finding(`"${from}": a package imports its own modules by relative path`)
     if (other !== undefined && !layers[pkg]?.includes(other)) return finding(`@tessera/${pkg} may not import ${name}`)
     if (other !== undefined && from.split("/").includes("internal")) return finding(`"${from}" is internal to ${name}`)
+    if (pkg === "core" && name === "fast-check" && isTesting(path)) return []
     if (pkg === "core" && name !== "effect") return finding(`core imports only effect, not "${from}"`)
     const known = declared.has(name) || (typeOnly && (types.has(name) || types.has(`@types/${name}`)))
     return known ? [] : finding(`"${name}" is not among the dependencies of packages/${pkg}/package.json`)

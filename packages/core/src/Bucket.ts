@@ -6,18 +6,25 @@ import type { AnyTensor, Body, Equation } from "./Node.ts"
 import { build, bytesOf } from "./Node.ts"
 import { allGatherP, allReduceP, reduceScatterP } from "./primitives/collective.ts"
 
-/** Groups collectives up to about `bytes` of what a rank puts in, in bodies of regions too. */
-export const bucket = (body: Body, bytes: number): Body => {
+/**
+ * Groups collectives up to about `bytes` of what a rank puts in, in bodies of regions too. `moved` is told what every tensor has become, so that it
+ * stays known where ranks hold a value.
+ */
+export const bucket = (
+  body: Body,
+  bytes: number,
+  moved: (before: AnyTensor, after: AnyTensor) => void = () => {}
+): Body => {
   const inner = new Map<Equation, Equation>()
   for (const e of body.equations) {
     const { meaning } = e.primitive
     if (meaning.kind !== "region") continue
     const before = meaning.bodies(e.params)
-    const after = before.map((b) => bucket(b, bytes))
+    const after = before.map((b) => bucket(b, bytes, moved))
     if (after.some((b, i) => b !== before[i])) inner.set(e, { ...e, params: meaning.withBodies(e.params, after) })
   }
   const groups = groupsOf(body, bytes)
-  return inner.size === 0 && groups.length === 0 ? body : rebuild(body, inner, groups)
+  return inner.size === 0 && groups.length === 0 ? body : rebuild(body, inner, groups, moved)
 }
 
 interface Group {
@@ -91,7 +98,12 @@ const readyOf = (body: Body, index: ReadonlyMap<Equation, number>) => {
   }
 }
 
-const rebuild = (body: Body, inner: ReadonlyMap<Equation, Equation>, groups: ReadonlyArray<Group>): Body => {
+const rebuild = (
+  body: Body,
+  inner: ReadonlyMap<Equation, Equation>,
+  groups: ReadonlyArray<Group>,
+  moved: (before: AnyTensor, after: AnyTensor) => void
+): Body => {
   const groupOf = new Map(groups.flatMap((g) => g.members.map((e) => [e, g] as const)))
   const env = new Map<AnyTensor, AnyTensor>(body.inputs.map((x) => [x, x]))
   const equations: Array<Equation> = []
@@ -151,5 +163,6 @@ const rebuild = (body: Body, inner: ReadonlyMap<Equation, Equation>, groups: Rea
       done.add(group)
     }
   })
+  for (const [before, after] of env) if (before !== after) moved(before, after)
   return { inputs: body.inputs, outputs: body.outputs.map((o) => env.get(o)!), equations }
 }

@@ -244,6 +244,14 @@ const settled = (program: Program.Program, lowered: Lowered): void => {
   })
 }
 
+/** Where ranks hold values, after tensors have become others. */
+const renamed = (held: Lowered["held"], now: ReadonlyMap<AnyTensor, AnyTensor>): Lowered["held"] =>
+  new Map(
+    [...held].map(
+      ([x, versions]) => [x, versions.map((v) => ({ ...v, tensor: now.get(v.tensor) ?? v.tensor }))] as const
+    )
+  )
+
 /** The program of one rank, inputs and outputs in the layouts of their names. Fails where an axis does not divide or a rule is missing. */
 export const partition = <I, O>(
   program: Program.Program<I, O>,
@@ -254,8 +262,9 @@ export const partition = <I, O>(
     try: () => {
       const lowered = lower(program, strategy, options)
       settled(program, lowered)
-      const body = bucket(lowered.body, strategy.bucketBytes)
-      return { ...lowered, body, program: Program.withBody(program, body) }
+      const now = new Map<AnyTensor, AnyTensor>()
+      const body = bucket(lowered.body, strategy.bucketBytes, (before, after) => now.set(before, after))
+      return { ...lowered, body, held: renamed(lowered.held, now), program: Program.withBody(program, body) }
     },
     catch: (error) => {
       if (error instanceof PartitionError || error instanceof ProgramError) return error
