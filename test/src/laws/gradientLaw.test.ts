@@ -25,7 +25,7 @@ const program = ({ body }: Example) => Program.print(body)
 
 const without = names.filter((name) => all[name].vjp.kind === "none")
 const differentiable = names.filter((name) => all[name].vjp.kind !== "none")
-const withBackward = ["norm", "attention", "gelu", "crossEntropy"] as const
+const withBackward = ["norm", "attention", "gelu", "crossEntropy", "sigmoidCrossEntropy"] as const
 
 describe("derivatives agree with difference quotients", () => {
   it.each(differentiable)("%s", (name) => assert.isNull(law(name, Law.derivativeProblem(), 100)))

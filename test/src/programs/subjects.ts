@@ -8,6 +8,8 @@ import * as Tasks from "@tessera/core/Tasks"
 import type { Subject } from "@tessera/core/testing/Subject"
 import { subject } from "@tessera/core/testing/Subject"
 import * as T from "@tessera/core/Tensor"
+import * as UnitNorm from "@tessera/models/layers/unitNorm"
+import * as Contrastive from "@tessera/models/losses/contrastive"
 import * as Vit from "@tessera/models/Vit"
 import * as VitConfig from "@tessera/models/VitConfig"
 
@@ -199,10 +201,7 @@ const encoderBlock = ({ embed, headDim, heads, mlp }: BlockSizes, causal: boolea
     }
   )
 
-const unit = (x: Tensor<"batch" | "joint">): Tensor<"batch" | "joint"> =>
-  T.div(x, T.sqrt(T.shift(T.sum(T.mul(x, x), "joint"), 1e-6))) as AnyTensor as Tensor<"batch" | "joint">
-
-/** Pictures and captions in one space; the loss compares every picture with every caption. */
+/** Images and texts in one space; the loss compares every image with every text. */
 export const contrastive: Subject = subject({
   name: "two towers",
   sizes: { batch: [8, 4], seq: [4, 5], embed: [8], layers: [2], vocab: [8, 7] },
@@ -220,16 +219,16 @@ export const contrastive: Subject = subject({
       text: text.params,
       imageOut: Module.param({ embed: embed!, joint: 4 }, Init.fanIn("embed")),
       textOut: Module.param({ embed: embed!, joint: 4 }, Init.fanIn("embed")),
-      temperature: Module.param({}, Init.constantOf(0.5), { decay: false })
+      ...Contrastive.params()
     }
-    type Embedding = Tensor<"batch" | "joint">
     return {
       params,
       batch: {
         examples: { axes: Axis.list({ batch: batch! }), dtype: "u32" as const },
         images: { axes: Axis.list({ batch: batch!, seq: seq!, pixel: 3 }), dtype: "f32" as const },
         ids: { axes: Axis.list({ batch: batch!, seq: seq! }), dtype: "i32" as const },
-        ends: { axes: Axis.list({ batch: batch! }), dtype: "i32" as const }
+        ends: { axes: Axis.list({ batch: batch! }), dtype: "i32" as const },
+        weights: { axes: Axis.list({ batch: batch! }), dtype: "f32" as const }
       },
       limits: { ids: vocab!, ends: seq! },
       loss: {
@@ -241,19 +240,13 @@ export const contrastive: Subject = subject({
           const placed = T.add(rows, p.positions as Tensor<"seq" | "embed">) as AnyTensor as Tokens
           const read = Module.run(text, "text", p.text, { value: placed }, call).value
           const last = T.lookup(read, "seq", b.ends as Int<"batch">)
-          return {
-            image: unit(T.contract(T.mean(seen, "seq"), p.imageOut as Tensor<any>, "embed") as AnyTensor as Embedding),
-            text: unit(T.contract(last as Tensor<any>, p.textOut as Tensor<any>, "embed") as AnyTensor as Embedding)
-          }
+          const joint = (x: AnyTensor, weight: AnyTensor): Tensor<"batch" | "joint"> =>
+            UnitNorm.apply(T.contract(x as Tensor<any>, weight as Tensor<any>, "embed"), "joint")
+          return { image: joint(T.mean(seen, "seq"), p.imageOut), text: joint(last, p.textOut) }
         },
-        loss: (f: any, p: any) => {
-          const [v, t] = [f.image as Embedding, T.rename(f.text as Embedding, "batch", "otherBatch")]
-          const logits = T.mul(T.contract(v, t, "joint"), T.exp(p.temperature as Tensor<never>)) as Tensor<any>
-          const size = T.sizeOf(v, "batch")
-          const byImage = T.softmaxCrossEntropy(logits, T.iota("batch", size), { classes: "otherBatch" })
-          const byText = T.softmaxCrossEntropy(logits, T.iota("otherBatch", size), { classes: "batch" })
-          const total = T.add(T.sum(byImage as Tensor<any>, "batch"), T.sum(byText as Tensor<any>, "otherBatch"))
-          return { total: T.scale(total as AnyTensor as Tensor<never>, 0.5), weight: T.constant(size) }
+        loss: ({ image, text }: any, { logScale }: any, { weights }: any) => {
+          const pairs: Contrastive.Pairs<"joint"> = { image, text, logScale, weights }
+          return { ...Contrastive.loss(pairs), metrics: Contrastive.correct(pairs) }
         }
       }
     }

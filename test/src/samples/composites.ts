@@ -157,6 +157,19 @@ export const composites = {
     const [value, lse] = outputsOf(all.crossEntropy, forward)
     return { params: forward.params, arrays: [...forward.arrays, lse!, cotangent(d, value!)] }
   }),
+  sigmoidCrossEntropy: define(
+    all.sigmoidCrossEntropy,
+    { sizes: sizes(4), mask: upTo(15), dtype: dtypes(), wideTargets: flag, large: flag },
+    (s, d) => {
+      const own = subset(s.sizes, s.mask)
+      // Beyond 88 a naive exponential is infinite.
+      const logits = d.floats(d.axes(own), s.dtype, around(s.large && !d.smooth ? 300 : 4))
+      return {
+        params: {},
+        arrays: [logits, d.floats(d.axes(own), s.wideTargets ? "f32" : s.dtype, { low: 0, high: 1 })]
+      }
+    }
+  ),
   adamw: define(
     all.adamw,
     { sizes: sizes(4), mask: upTo(15), dtype: dtypes(), decay: oneOf(0, 0.05), step: upTo(200, 1) },
