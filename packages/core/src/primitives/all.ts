@@ -6,7 +6,7 @@ import { concatP, mergeP, padP, renameP, sliceP, splitP } from "./axes.ts"
 import { fusedP, recomputeP, scanP } from "./control.ts"
 import { placeP } from "./emit.ts"
 import { iotaP, lookupP, scatterAddP, updateSliceP } from "./index.ts"
-import { crossEntropyBackwardP, crossEntropyP, sigmoidCrossEntropyP } from "./loss.ts"
+import { crossEntropyBackwardP, crossEntropyP } from "./loss.ts"
 import { namedP, stopGradientP } from "./mark.ts"
 import { normBackwardP, normP } from "./norm.ts"
 import { packP, unpackP } from "./pack.ts"
@@ -35,7 +35,7 @@ import {
   tanhP
 } from "./pointwise.ts"
 import { argmaxP, cumsumP, maxP } from "./reduce.ts"
-import { softmaxP } from "./softmax.ts"
+import { sigmoidCrossEntropyP } from "./sigmoidCrossEntropy.ts"
 import { adamwP } from "./update.ts"
 
 /** The key is the primitive's own name. */
@@ -99,7 +99,6 @@ export const all = {
   normBackward: normBackwardP,
   attention: attentionP,
   attentionBackward: attentionBackwardP,
-  softmax: softmaxP,
   crossEntropy: crossEntropyP,
   crossEntropyBackward: crossEntropyBackwardP,
   sigmoidCrossEntropy: sigmoidCrossEntropyP,

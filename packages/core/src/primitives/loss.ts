@@ -1,23 +1,19 @@
-/** Losses with kernels of their own, computed in f32 unless asked otherwise. */
-import * as Result from "effect/Result"
+/** Losses with kernels of their own, computed in f32. */
 import * as Axis from "../Axis.ts"
-import * as DType from "../DType.ts"
 import { invalid, NotDifferentiable, refuse } from "../Errors.ts"
 import type { AnyTensor, Primitive, Tensor, TensorType } from "../Node.ts"
-import { add, axisOf, cast, constant, div, mul, neg, scale, shift, sub, sum } from "./algebra.ts"
-import type { Calculating } from "./composite.ts"
+import { add, axisOf, cast, constant, div, mul, scale, shift, sub, sum } from "./algebra.ts"
 import { composite } from "./composite.ts"
 import { emit } from "./emit.ts"
-import { oneHot } from "./index.ts"
+import { iota, oneHot } from "./index.ts"
 import { stopGradient } from "./mark.ts"
-import { abs, and, equal, exp, expm1, less, log, maximum, not, select, sigmoid } from "./pointwise.ts"
+import { and, equal, exp, less, log, not, select } from "./pointwise.ts"
 import { max } from "./reduce.ts"
 
 type T = Tensor<string>
 const wide = (x: AnyTensor): T => cast(x as T, "f32")
 
-/** In a 16-bit calculation every intermediate up to the loss of a row is rounded; what leaves is f32. */
-export interface CrossEntropyParams extends Calculating {
+export interface CrossEntropyParams {
   readonly classes: string
   /** labels: i32 class numbers, those outside 0..classes-1 are ignored (loss 0). soft: a distribution over the classes axis. */
   readonly targets: "labels" | "soft"
@@ -33,41 +29,32 @@ const validOf = (targets: AnyTensor, count: number): Tensor<string, "bool"> => {
   return and(less(labels, whole(count, labels)), not(less(labels, whole(0, labels))))
 }
 
-/** Operands and numbers in the type of the calculation. */
-const typed = (p: CrossEntropyParams) => {
-  const type = p.calculation ?? "f32"
-  return { own: (x: AnyTensor): T => cast(x as T, type), number: (n: number) => constant(n, type) }
+/** Classes that are meant, where more are stored; null when all are. */
+const meantOf = (logits: AnyTensor, classes: string): Tensor<string, "bool"> | null => {
+  const { logical, size } = axisOf(logits, classes)
+  const at = iota(classes, size)
+  return logical === size ? null : less(at, whole(logical, at))
 }
 
-const calculates = (
-  p: CrossEntropyParams,
-  type: DType.DType,
-  [logits]: ReadonlyArray<TensorType>
-): Result.Result<CrossEntropyParams, string> => {
-  const share = p.smoothing / Axis.find(logits!.axes, p.classes)!.logical
-  return share > 0 && DType.store(type, share) === 0
-    ? Result.fail(`label smoothing gives every class ${share}, which is 0 in ${type}`)
-    : Result.succeed({ ...p, calculation: type })
-}
+const only = (meant: Tensor<string, "bool"> | null, x: T, otherwise: number): T =>
+  meant === null ? x : (select(meant, x, constant(otherwise)) as AnyTensor as T)
 
 /** The distribution that is compared with. */
 const target = (logits: AnyTensor, targets: AnyTensor, p: CrossEntropyParams): T => {
-  const { number, own } = typed(p)
   const { logical: count, size } = axisOf(logits, p.classes)
   const meant = meantOf(logits, p.classes)
-  if (p.targets === "soft") return only(meant, shift(scale(own(targets), 1 - p.smoothing), p.smoothing / count), 0)
+  if (p.targets === "soft") return only(meant, shift(scale(wide(targets), 1 - p.smoothing), p.smoothing / count), 0)
   const hot = shift(
-    scale(own(oneHot(targets as Tensor<string, "int">, p.classes, size)), 1 - p.smoothing),
+    scale(oneHot(targets as Tensor<string, "int">, p.classes, size), 1 - p.smoothing),
     p.smoothing / count
   )
-  return select(validOf(targets, count), only(meant, hot, 0), number(0)) as AnyTensor as T
+  return select(validOf(targets, count), only(meant, hot, 0), constant(0)) as AnyTensor as T
 }
 
 const logSumExp = (x: T, axis: string): T => {
-  const number = (n: number) => constant(n, x.type.dtype)
   // The maximum cancels, so its derivative is not needed.
   const top = stopGradient(max(x, axis))
-  const safe = select(equal(top, number(-Infinity)), number(0), top)
+  const safe = select(equal(top, constant(-Infinity)), constant(0), top)
   return add(safe, log(sum(exp(sub(x, safe)), axis))) as AnyTensor as T
 }
 
@@ -77,17 +64,15 @@ const flops = (types: ReadonlyArray<TensorType>) => ({ contraction: 0, other: 6 
 export const crossEntropyP: Primitive<"crossEntropy", CrossEntropyParams> = composite(
   "crossEntropy",
   ([logits, targets], p) => {
-    const { number, own } = typed(p)
-    const x = only(meantOf(logits!, p.classes), own(logits!), -Infinity)
+    const x = only(meantOf(logits!, p.classes), wide(logits!), -Infinity)
     const lse = logSumExp(x, p.classes)
     const t = target(logits!, targets!, p)
     // Rows without a target count nothing even where a logit is infinite.
-    const each = select(equal(t, number(0)), number(0), mul(t, sub(lse, x)))
-    return [wide(sum(each, p.classes)), wide(lse)]
+    const each = select(equal(t, constant(0)), constant(0), mul(t, sub(lse, x)))
+    return [sum(each, p.classes), lse]
   },
   {
     precision: "loss",
-    calculates,
     flops,
     opens: (p) => [p.classes],
     vjp: {
@@ -111,22 +96,19 @@ export const crossEntropyP: Primitive<"crossEntropy", CrossEntropyParams> = comp
 export const crossEntropyBackwardP: Primitive<"crossEntropyBackward", CrossEntropyParams> = composite(
   "crossEntropyBackward",
   ([logits, targets, lse, dLoss], p) => {
-    const { number, own } = typed(p)
     const t = target(logits!, targets!, p)
     const meant = meantOf(logits!, p.classes)
-    const softmax = only(meant, exp(sub(own(logits!), own(lse!))), 0)
+    const softmax = only(meant, exp(sub(wide(logits!), lse as T)), 0)
     // Where nothing is compared nothing flows, even from rows whose softmax is not a number. Labels weigh 1, without a sum over split classes.
     const count = axisOf(logits!, p.classes).logical
     const labels = p.targets === "labels"
     const total = (labels
-      ? select(validOf(targets!, count), number(1), number(0))
+      ? select(validOf(targets!, count), constant(1), constant(0))
       : sum(t, p.classes)) as AnyTensor as T
-    // A loss scale may be more than the type holds: what it multiplies is f32.
-    const inner = wide(sub(mul(total, softmax), t))
-    const gradient = select(equal(total, number(0)), constant(0), mul(wide(dLoss!), inner))
+    const gradient = select(equal(total, constant(0)), constant(0), mul(dLoss as T, sub(mul(total, softmax), t)))
     return [cast(gradient, logits!.type.dtype)]
   },
-  { precision: "loss", calculates, flops, opens: (p) => [p.classes] }
+  { precision: "loss", flops, opens: (p) => [p.classes] }
 )
 
 /**
@@ -156,44 +138,8 @@ export const softmaxCrossEntropy = <A extends string, C extends A>(
   })[0]! as Tensor<any>
 }
 
-/** log(1 + e) for e in [0, 1]: one Newton step gives small e the digits that 1 + e loses. */
-const log1p = (e: T): T => {
-  const near = log(shift(e, 1))
-  return sub(near, div(sub(expm1(near), e), shift(e, 1)))
-}
-
-/** logits, targets in [0, 1] of the same axes to the loss of each element, f32. */
-export const sigmoidCrossEntropyP: Primitive<"sigmoidCrossEntropy", Record<string, never>> = composite(
-  "sigmoidCrossEntropy",
-  ([logits, targets]) => {
-    const [x, t] = [wide(logits!), wide(targets!)]
-    return [add(sub(maximum(x, constant(0)), mul(x, t)), log1p(exp(neg(abs(x)))))]
-  },
-  {
-    precision: "loss",
-    flops: (types) => ({ contraction: 0, other: 8 * Axis.count(types[0]!.axes) }),
-    vjp: {
-      kind: "short",
-      pullback: ([c], [logits, targets]) => {
-        const [d, x, t] = [c as T, wide(logits!), wide(targets!)]
-        // Not sigmoid(x) - t: that cancels where the answer is right.
-        const slope = sub(mul(shift(neg(t), 1), sigmoid(x)), mul(t, sigmoid(neg(x))))
-        return [cast(mul(d, slope), logits!.type.dtype), cast(neg(mul(d, x)), targets!.type.dtype)]
-      }
-    }
-  }
-)
-
-/**
- * Minus the log-likelihood of yes-or-no answers, natural log, f32: `-t log sigmoid(x) - (1 - t) log(1 - sigmoid(x))`, elementwise. `[..] x [..] -> [..]`,
- * finite for any finite logit.
- */
-export const sigmoidCrossEntropy = <A extends string>(logits: Tensor<A>, targets: Tensor<A>): Tensor<A> => {
-  if (!Axis.equal(logits.type.axes, targets.type.axes)) {
-    invalid(
-      "sigmoidCrossEntropy",
-      `targets have ${Axis.print(targets.type.axes)}, the logits ${Axis.print(logits.type.axes)}; they need the same axes`
-    )
-  }
-  return emit(sigmoidCrossEntropyP, [logits, targets], {})[0]! as Tensor<A>
+/** `softmax(x)` along an axis, in f32. */
+export const softmax = <A extends string, E extends A>(x: Tensor<A>, axis: E): Tensor<A> => {
+  const e = exp(sub(x, stopGradient(max(x, axis))))
+  return div(e, sum(e, axis)) as unknown as Tensor<A>
 }
