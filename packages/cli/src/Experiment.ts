@@ -11,6 +11,7 @@ import type * as Step from "@tessera/core/Step"
 import * as Strategy from "@tessera/core/Strategy"
 import * as Tasks from "@tessera/core/Tasks"
 import * as Vit from "@tessera/models/Vit"
+import * as Result from "effect/Result"
 import type { Interval, Recipe } from "./Recipe.ts"
 
 const rule = ({ optimizer: o }: Recipe): Optimizer.Rule => {
@@ -59,7 +60,8 @@ export const schedule = (recipe: Recipe, total: number): Schedule.Schedule => {
   }
 }
 
-export const precision = (recipe: Recipe): Precision.Precision => Precision.all[recipe.precision]!
+/** Recipes were checked: the policy is legal. */
+export const precision = (recipe: Recipe): Precision.Precision => Result.getOrThrow(Precision.make(recipe.precision))
 
 const strategy = (recipe: Recipe): Strategy.Strategy => ({
   ...Strategy.single,

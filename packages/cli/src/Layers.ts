@@ -1,5 +1,6 @@
 /** A recipe from layers: defaults, preset, built-in recipe or file, flags. Remembers where every value came from. */
 import { nearest, RecipeError } from "@tessera/core/Errors"
+import * as Precision from "@tessera/core/Precision"
 import * as Presets from "@tessera/models/presets"
 import * as VitConfig from "@tessera/models/VitConfig"
 import * as Result from "effect/Result"
@@ -37,15 +38,23 @@ const merge = (a: Raw, b: Raw): Raw => {
 const forgetModel = (all: Raw, { model }: Raw): Raw =>
   isRecord(model) && model["preset"] !== undefined ? { ...all, model: {} } : all
 
-/** A head, optimizer or schedule of another kind replaces the old one whole. */
+/** A head, optimizer, schedule or precision of another kind replaces the old one whole. */
 const sameKind = (a: Raw, b: Raw): boolean =>
-  ["kind", "name"].every((tag) => b[tag] === undefined || a[tag] === undefined || a[tag] === b[tag])
+  ["kind", "name", "mode"].every((tag) => b[tag] === undefined || a[tag] === undefined || a[tag] === b[tag])
 
 const fail = (key: string, problem: string, hint = "") => Result.fail(new RecipeError({ key, problem, hint }))
 
 const meant = (name: string, known: ReadonlyArray<string>): string => {
   const near = nearest(name, known)
   return near === null ? `known: ${known.join(", ")}` : `did you mean ${near}?`
+}
+
+/** Options of a precision that was given by name so far. */
+const withMode = (all: Raw, layer: Raw): Raw => {
+  const [below, own] = [all["precision"] ?? Recipe.defaults.precision, layer["precision"]]
+  return isRecord(own) && own["mode"] === undefined && typeof below === "string"
+    ? { ...layer, precision: { mode: below, ...own } }
+    : layer
 }
 
 /** `optimizer.learningRate=3e-4` as a layer; the value is JSON, or else text. */
@@ -125,7 +134,7 @@ export const resolve = (given: ReadonlyArray<Layer>): Result.Result<Resolved, Re
     const layers = given.map(expanded)
     const unknown = layers.flatMap(({ values }) => unknownKeys(values))[0]
     if (unknown !== undefined) return yield* Result.fail(unknown)
-    const asked = layers.reduce<Raw>((all, { values }) => merge(forgetModel(all, values), values), {})
+    const asked = layers.reduce<Raw>((all, { values }) => merge(forgetModel(all, values), withMode(all, values)), {})
     const record = (key: string): Raw => (isRecord(asked[key]) ? asked[key] : {})
     const named = (key: string, table: Readonly<Record<string, object>>, first: string) => {
       const { name = first } = record(key)
@@ -146,6 +155,8 @@ export const resolve = (given: ReadonlyArray<Layer>): Result.Result<Resolved, Re
       asked
     )
     const { preset: _preset, variant: _variant, ...fields } = isRecord(merged) ? merged : {}
+    if (typeof rest["precision"] === "string" || isRecord(rest["precision"]))
+      yield* Precision.make(rest["precision"] as string | Precision.Options)
     const decoded = yield* decode({ ...rest, model: fields })
     const [wrong] = Recipe.problems(decoded)
     if (wrong !== undefined) return yield* Result.fail(wrong)
@@ -198,6 +209,7 @@ const known: Known = {
     head: { kind: null, classes: null, kernel: null, bias: null, width: null, size: null }
   },
   optimizer: union(Recipe.optimizers),
+  precision: fieldsOf(Recipe.precisions),
   schedule: union(Recipe.schedules)
 }
 

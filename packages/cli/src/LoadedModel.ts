@@ -15,6 +15,7 @@ import * as Vit from "@tessera/models/Vit"
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
 import { basename, dirname, join } from "node:path"
+import * as Experiment from "./Experiment.ts"
 import { UsageError } from "./Failure.ts"
 import * as Layers from "./Layers.ts"
 import type { Recipe } from "./Recipe.ts"
@@ -58,18 +59,19 @@ export const fromRun = Effect.fn("LoadedModel.fromRun")(function* (path: string)
       Layers.resolve([{ source: `checkpoint ${path}`, values: (run?.recipe ?? {}) as unknown as Layers.Raw }])
     )
     const backend = yield* Backend
+    const { master: dtype } = Experiment.precision(recipe)
     const leaves = Module.leaves(Vit.make(recipe.model).params)
     const averaged = reader.manifest.tensors.some((t) => t.kind === "ema")
     const expected = leaves.map(({ param, path: name }) => ({
       name,
       kind: "parameter" as const,
-      dtype: "f32" as const,
+      dtype,
       axes: param.axes
     }))
     yield* Effect.fromResult(CheckpointMatch.match(reader.path, reader.manifest, expected, ["parameter"]))
     const buffers: Array<Buffer> = []
     for (const { param, path: name } of leaves) {
-      const buffer = yield* backend.allocate({ axes: param.axes, dtype: "f32" })
+      const buffer = yield* backend.allocate({ axes: param.axes, dtype })
       const order = param.axes.map((a) => a.name)
       const kind = averaged ? "ema" : "parameter"
       yield* backend.write(buffer, yield* reader.read(name, { kind, order }))

@@ -1,7 +1,7 @@
 /** Probabilities, and attention, of pictures. */
 import * as Axis from "@tessera/core/Axis"
 import * as Host from "@tessera/core/HostArray"
-import type * as Precision from "@tessera/core/Precision"
+import * as Precision from "@tessera/core/Precision"
 import type { Buffer } from "@tessera/core/services/Backend"
 import { Backend } from "@tessera/core/services/Backend"
 import * as Step from "@tessera/core/Step"
@@ -61,12 +61,13 @@ export const probabilities = (config: VitConfig.VitConfig, batch: number, precis
   })
 }
 
-/** Attention of one picture in every layer: `[layers, batch=1, heads, seq, keySeq]`. */
-export const attention = (config: VitConfig.VitConfig) => {
+/** Attention of one picture in every layer, in f32 whatever the parameters are stored in: `[layers, batch=1, heads, seq, keySeq]`. */
+export const attention = (config: VitConfig.VitConfig, stored: Precision.Float = "f32") => {
   const vit = Vit.attentionWeights(config)
   return compiled(config, {
     batch: 1,
     order: ["layers", "batch", "heads", "seq", "keySeq"],
+    precision: { ...Precision.f32, master: stored, parameters: stored },
     apply: (params, images, call) => vit.apply(params, images, call)
   })
 }

@@ -117,6 +117,18 @@ export const schedules = {
   })
 } as const
 
+const mode = Schema.Literals(Object.keys(Precision.all))
+const float = Schema.optionalKey(Schema.Literals(["f32", "bf16", "f16"]))
+/** A mode by name, or with other types for single kinds of work. */
+export const precisions = Schema.Struct({
+  mode,
+  norms: float,
+  softmax: float,
+  losses: float,
+  logitScale: float,
+  gradients: float
+})
+
 /** "epoch", "end", or a number of steps. */
 const Interval = Schema.Union([Schema.Literals(["epoch", "end"]), count(1)])
 export type Interval = typeof Interval.Type
@@ -145,7 +157,7 @@ export const Recipe = Schema.Struct({
     schedules.nemoCosine,
     schedules.optaxWarmupCosine
   ]),
-  precision: Schema.Literals(Object.keys(Precision.all)),
+  precision: Schema.Union([mode, precisions]),
   labelSmoothing: rate,
   /** Beta parameter of mixup and of cutmix; 0 for none. With both, one of them is drawn for every batch. */
   mixup: atLeastZero,

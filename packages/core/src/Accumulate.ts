@@ -1,6 +1,7 @@
 /** Gradients over several microbatches, added up before the one update. */
 import * as Result from "effect/Result"
 import * as Axis from "./Axis.ts"
+import type { DType } from "./DType.ts"
 import { RecipeError } from "./Errors.ts"
 import * as Gradient from "./Gradient.ts"
 import type { AnyTensor, Body, Tensor, TensorType } from "./Node.ts"
@@ -46,13 +47,15 @@ export interface Options {
   readonly microbatches: number
   /** Index of the scalar input that output 0 is multiplied by before differentiation (loss scaling); null for 1. */
   readonly lossScale: number | null
+  /** In which type gradients add up over microbatches; f32 unless given. */
+  readonly accumulation?: DType
   /** Applied to gradients of one microbatch before they are added up; for the pass that decides in which type they are reduced. */
   readonly finish?: (gradients: Body) => Body
 }
 
 /**
  * The loss program of one microbatch, whose outputs are f32 sums and output 0 the one to differentiate, becomes a program on the whole batch:
- * the same outputs for the whole batch, then the gradients, f32. Inputs with the axis "batch" grow by the number of microbatches; microbatch j
+ * the same outputs for the whole batch, then the gradients, f32 unless asked otherwise. Inputs with the axis "batch" grow by the number of microbatches; microbatch j
  * holds the examples i with i mod k = j, so that examples stay on the device that has them. One microbatch makes no loop.
  */
 export const valueAndGrad = (loss: Body, options: Options): Body => {
@@ -127,7 +130,7 @@ export const cached = (
   return stacked.map((x) => merge(x as Tensor<"batch" | "micro">, "batch", "micro", "batch"))
 }
 
-const gradients = (loss: Body, { lossScale, wrt }: Options): Body => {
+const gradients = (loss: Body, { accumulation = "f32", lossScale, wrt }: Options): Body => {
   const { outputs, pullback } = Gradient.linearize(loss)
   const seed = lossScale === null ? constant(1) : loss.inputs[lossScale]!
   const back = pullback(outputs.map((o, i) => (i === 0 ? broadcast(seed as Tensor<never>, o.type.axes) : null)))
@@ -135,8 +138,9 @@ const gradients = (loss: Body, { lossScale, wrt }: Options): Body => {
     ...outputs,
     ...wrt.map((i) => {
       const x = loss.inputs[i]!
-      const gradient = back[i] ?? zeros({ axes: x.type.axes, dtype: "f32" }, "gradient")
-      return cast(place(gradient, x.role === "parameter" ? "gradient" : gradient.role) as Tensor<string>, "f32")
+      const gradient = back[i] ?? zeros({ axes: x.type.axes, dtype: accumulation }, "gradient")
+      const role = x.role === "parameter" ? "gradient" : gradient.role
+      return cast(place(gradient, role) as Tensor<string>, accumulation)
     })
   ])
 }

@@ -8,6 +8,7 @@ import * as Axis from "./Axis.ts"
 import type { DType } from "./DType.ts"
 import { NoRule, PartitionError, RecipeError } from "./Errors.ts"
 import * as Init from "./Init.ts"
+import { axisOf, named } from "./Layout.ts"
 import * as Mesh from "./Mesh.ts"
 import * as Module from "./Module.ts"
 import type { AnyTensor, Body, Equation } from "./Node.ts"
@@ -31,8 +32,10 @@ export interface Unit {
   /** Leaves in the order of their elements. */
   readonly leaves: ReadonlyArray<number>
   readonly params: PackParams
-  /** The axis of the stack whose layers it belongs to; null outside of stacks. */
-  readonly layers: Axis.Axis | null
+  /** Axes that stay outside of the flat one: layers, where each is a unit, and what tensor parallelism splits. All members have them. */
+  readonly rest: Axis.Axes
+  /** The stack of layers of which each is a unit, if it is one. */
+  readonly stacked: boolean
   /** In which types its members travel. */
   readonly dtypes: ReadonlyArray<DType>
 }
@@ -72,14 +75,11 @@ export const apply = (
   }
   const leaves = Module.leaves(params)
   const own = new Set(body.inputs.slice(0, leaves.length))
-  const split = strategy.compute.find(([axis]) => leaves.some((l) => Axis.has(l.param.axes, axis)))
-  if (split !== undefined && Mesh.countOf(strategy.mesh, split[1]) > 1 && strategy.parameters.includes(split))
-    refuse(
-      `parameters are split along "${split[0]}" over mesh axis "${split[1]}" already`,
-      "use zero 3, which goes along with it"
-    )
-  const units = unitsOf(body, leaves, optimizer, fsdp, shardsOf(strategy))
-  const flats = units.map((u) => input({ axes: axesOf(u), dtype: "f32" }, "parameter"))
+  const units = unitsOf(body, leaves, optimizer, strategy, fsdp)
+  const flats = units.map((u) => {
+    const { dtype } = body.inputs[u.leaves[0]!]!.type
+    return input({ axes: axesOf(u), dtype }, "parameter")
+  })
   const rest = body.inputs.filter((x) => !own.has(x))
   const pass = new Pass(units, fsdp)
   const leafOf = new Map(body.inputs.slice(0, leaves.length).map((x, i) => [x, i]))
@@ -99,10 +99,7 @@ export const apply = (
   }
 }
 
-const axesOf = ({ layers, params }: Unit): Axis.Axes => [
-  ...(layers === null ? [] : [layers]),
-  Axis.make(flatAxis, params.size)
-]
+const axesOf = ({ params, rest }: Unit): Axis.Axes => [...rest, Axis.make(flatAxis, params.size)]
 
 /** Declarations; how flat parameters begin is the business of their members. */
 const treeOf = (units: ReadonlyArray<Unit>): Module.ParamTree =>
@@ -113,7 +110,7 @@ const treeOf = (units: ReadonlyArray<Unit>): Module.ParamTree =>
         axes: axesOf(unit),
         init: Init.zeros,
         decay: true,
-        repeated: unit.layers === null ? [] : [unit.layers.name]
+        repeated: unit.stacked ? ["layers"] : []
       }
     ])
   )
@@ -124,29 +121,42 @@ interface Use {
   readonly dtypes: ReadonlySet<DType>
 }
 
+/** Axes of a parameter that its rules split: ranks that hold different parts of them flatten their own. */
+const splitAxes = ({ param }: Module.Leaf, strategy: Strategy): Axis.Axes => {
+  const layout = named({ axes: param.axes, dtype: "f32" }, "parameter", strategy, { padded: true })
+  const names = new Set([...layout].flatMap(([m, p]) => (Mesh.countOf(strategy.mesh, m) > 1 ? [axisOf(p)] : [])))
+  return param.axes.filter((a) => names.has(a.name))
+}
+
 const unitsOf = (
   body: Body,
   leaves: ReadonlyArray<Module.Leaf>,
   optimizer: Optimizer.Optimizer,
-  fsdp: Fsdp,
-  shards: number
+  strategy: Strategy,
+  fsdp: Fsdp
 ): ReadonlyArray<Unit> => {
   const stacks: Array<Equation> = []
   const groups = new Map<string, Array<number>>()
   const uses = leaves.map((_, i) => useOf(body, body.inputs[i]!, stacks))
+  const restOf = (leaf: Module.Leaf, stacked: boolean): Axis.Axes => {
+    const split = splitAxes(leaf, strategy)
+    return stacked ? [Axis.find(leaf.param.axes, "layers")!, ...Axis.without(split, ["layers"])] : split
+  }
   leaves.forEach((leaf, i) => {
     const { dtypes, stack } = uses[i]!
     const scale = optimizer.learningRateScale(leaf)
     const where = fsdp.unit === "block" && stack !== null ? `stack${stack}` : "root"
     const kind = [[...dtypes].sort().join("+") || "f32", ...(optimizer.trainable(leaf) ? [] : ["frozen"])]
     const treated = [...(optimizer.decayMask(leaf) ? [] : ["noDecay"]), ...(scale === 1 ? [] : [JSON.stringify(scale)])]
-    const key = [where, ...kind, ...treated].join(" ")
+    const split = splitAxes(leaf, strategy).map((a) => `${a.name}${a.size}`)
+    const key = [where, ...kind, ...treated, ...split].join(" ")
     groups.set(key, [...(groups.get(key) ?? []), i])
   })
   return [...groups].map(([key, members], n) => {
-    const stacked = fsdp.unit === "block" && key.startsWith("stack")
-    const layers = stacked ? Axis.find(leaves[members[0]!]!.param.axes, "layers")! : null
-    return unit(`unit${n} ${key.split(" [")[0]}`, members, leaves, layers, shards, [...uses[members[0]!]!.dtypes])
+    const stacked = key.startsWith("stack")
+    const rest = restOf(leaves[members[0]!]!, stacked)
+    const dtypes = [...uses[members[0]!]!.dtypes]
+    return { ...unit(`unit${n} ${key.split(" [")[0]}`, members, leaves, rest, shardsOf(strategy)), stacked, dtypes }
   })
 }
 
@@ -154,20 +164,18 @@ const unit = (
   path: string,
   members: ReadonlyArray<number>,
   leaves: ReadonlyArray<Module.Leaf>,
-  layers: Axis.Axis | null,
-  shards: number,
-  dtypes: ReadonlyArray<DType>
-): Unit => {
+  rest: Axis.Axes,
+  shards: number
+): Pick<Unit, "path" | "leaves" | "params" | "rest"> => {
   let start = 0
   const placed = members.map((i): Member => {
-    const all = leaves[i]!.param.axes
-    const axes = layers === null ? all : Axis.without(all, [layers.name])
+    const axes = Axis.without(leaves[i]!.param.axes, Axis.names(rest))
     const member = { start, axes }
     start += Axis.count(axes)
     return member
   })
   const size = Math.ceil(start / shards) * shards
-  return { path, leaves: members, params: { axis: flatAxis, size, logical: start, members: placed }, layers, dtypes }
+  return { path, leaves: members, params: { axis: flatAxis, size, logical: start, members: placed }, rest }
 }
 
 /** Looks through regions; `stacks` collects scans along layers by number. */

@@ -1,11 +1,13 @@
 /** Models are records: declarations of parameters, and a pure function of parameters and input. */
 import * as Axis from "./Axis.ts"
+import type { DType } from "./DType.ts"
 import { invalid, ProgramError } from "./Errors.ts"
 import * as Init from "./Init.ts"
 import type { AnyTensor, Tensor } from "./Node.ts"
 import { input } from "./Node.ts"
 import * as Program from "./Program.ts"
 import * as Random from "./Random.ts"
+import { cast } from "./primitives/algebra.ts"
 import { iota } from "./primitives/index.ts"
 import { scan } from "./primitives/control.ts"
 import * as Tree from "./Tree.ts"
@@ -195,21 +197,27 @@ export const leaves = (params: ParamTree): ReadonlyArray<Leaf> => {
 /** Number of parameter elements. */
 export const count = (params: ParamTree): number => leaves(params).reduce((n, l) => n + Axis.count(l.param.axes), 0)
 
-/** Types of the parameters as program inputs with the role of parameters. */
-export const inputs = <P extends ParamTree>(params: P): Tensors<P> => {
+/** Parameters as program inputs, f32 unless they are stored otherwise. */
+export const inputs = <P extends ParamTree>(params: P, dtype: DType = "f32"): Tensors<P> => {
   const [all, shape] = Tree.flatten<Param, ParamTree>(params, isParam)
   return Tree.unflatten(
     shape,
-    all.map((p) => input({ axes: p.axes, dtype: "f32" }, "parameter"))
+    all.map((p) => input({ axes: p.axes, dtype }, "parameter"))
   ) as Tensors<P>
 }
 
-/** A program from a seed (u32 scalar) to all parameters. Each draws from a stream named by its path, so adding one changes no other. */
-export const init = <P extends ParamTree>(params: P): Program.Program<{ readonly seed: AnyTensor }, Tensors<P>> => {
+/**
+ * A program from a seed (u32 scalar) to all parameters, f32 unless they are stored otherwise. Each draws from a stream named by its path, so adding one
+ * changes no other.
+ */
+export const init = <P extends ParamTree>(
+  params: P,
+  dtype: DType = "f32"
+): Program.Program<{ readonly seed: AnyTensor }, Tensors<P>> => {
   const [all, shape] = Tree.flatten<Param, ParamTree>(params, isParam)
   const paths = Tree.paths(shape)
   const seed = input({ axes: [], dtype: "u32" })
   const root = Random.make(seed as Tensor<never, "int">)
-  const values = all.map((p, i) => Init.values(p.init, p.axes, p.repeated, Random.child(root, paths[i]!)))
+  const values = all.map((p, i) => cast(Init.values(p.init, p.axes, p.repeated, Random.child(root, paths[i]!)), dtype))
   return Program.make({ seed }, Tree.unflatten(shape, values) as Tensors<P>)
 }

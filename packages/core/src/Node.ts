@@ -1,3 +1,4 @@
+import type * as Result from "effect/Result"
 import * as Axis from "./Axis.ts"
 import type { DType, Kind } from "./DType.ts"
 import type { HostArray } from "./HostArray.ts"
@@ -166,6 +167,8 @@ export interface Primitive<Name extends string, P> {
   ) => { readonly contraction: number; readonly other: number }
   /** Which rule of a Precision policy applies. `exact` is never touched (indices, masks, random bits). */
   readonly precision: "matmul" | "reduction" | "norm" | "softmax" | "loss" | "pointwise" | "exact"
+  /** Of the classes norm, softmax and loss: the parameters with which it calculates in a type, or why it cannot. Without, in f32 alone. */
+  readonly calculates?: (params: P, dtype: DType, inputs: ReadonlyArray<TensorType>) => Result.Result<P, string>
   /** cheap: rebuilt in the backward pass, never saved as a residual. */
   readonly recompute: "cheap" | "expensive"
 }

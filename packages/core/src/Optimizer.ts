@@ -43,12 +43,20 @@ export interface Update {
   readonly repeated: ReadonlyArray<string>
 }
 
+/** A running average: value = decay * value + what is new. Of squares, when it is that of squared gradients. */
+export interface Average {
+  readonly decay: number
+  readonly squares: boolean
+}
+
 export interface Rule {
   /** With its numbers, for printing. */
   readonly name: string
   /** New values of an element depend on that element alone, so that several leaves may lie in one flat tensor. */
   readonly elementwise: boolean
   readonly state: (leaf: Module.Leaf) => Readonly<Record<string, Slot>>
+  /** What its slots are, by name: decides whether they may be kept in 16 bits. A rule that does not say keeps them as they are. */
+  readonly averages?: Readonly<Record<string, Average>>
   readonly update: (x: Update) => { readonly parameter: T; readonly state: Slots }
 }
 
@@ -70,11 +78,13 @@ export interface Optimizer {
   readonly learningRateScale: (leaf: Module.Leaf) => number | ReadonlyArray<number>
   /** Averaged weights: average = decay * average + (1 - decay) * parameter after every update. */
   readonly ema: { readonly decay: number } | null
+  /** In which type parameters and averages are kept from step to step. */
+  readonly stored: DType.DType
   /** Frozen leaves have neither gradient nor state and come back bit-equal. */
   readonly trainable: (leaf: Module.Leaf) => boolean
 }
 
-/** Everything trains; decay where the declaration says so; no clipping, no averaging. */
+/** Everything trains in f32; decay where the declaration says so; no clipping, no averaging. */
 export const make = (rule: Rule, options: Partial<Omit<Optimizer, "rule">> = {}): Optimizer => ({
   rule,
   clip: null,
@@ -82,6 +92,7 @@ export const make = (rule: Rule, options: Partial<Omit<Optimizer, "rule">> = {})
   decayMask: (leaf) => leaf.param.decay,
   learningRateScale: () => 1,
   ema: null,
+  stored: "f32",
   trainable: () => true,
   ...options
 })
@@ -138,14 +149,14 @@ export const inputs = (
       optimizer.ema === null
         ? null
         : Object.fromEntries(
-            leaves.map((leaf) => [leaf.path, input({ axes: leaf.param.axes, dtype: "f32" }, "optimizer")])
+            leaves.map((leaf) => [leaf.path, input({ axes: leaf.param.axes, dtype: optimizer.stored }, "optimizer")])
           )
   }
 }
 
 /** Program from parameters to the state before the first update: slots at their initial value, averages equal to the parameters. */
 export const initial = <P extends Module.ParamTree>(optimizer: Optimizer, params: P) => {
-  const tensors = Module.inputs(params)
+  const tensors = Module.inputs(params, optimizer.stored)
   const byPath = tensorsByPath(params, tensors)
   const leaves = trained(optimizer, params)
   const state: State = Object.fromEntries(
@@ -181,7 +192,7 @@ export const tensorsByPath = <P extends Module.ParamTree>(
   )
 
 export interface Given {
-  /** By path, for trained leaves: f32, in the parameter layout. */
+  /** By path, for trained leaves: as they are stored, in the parameter layout. */
   readonly parameters: ReadonlyMap<string, AnyTensor>
   /** By path: derivatives of `total * lossScale`. */
   readonly gradients: ReadonlyMap<string, AnyTensor>
@@ -249,7 +260,8 @@ export const update = (optimizer: Optimizer, leaves: ReadonlyArray<Module.Leaf>,
   const finite = and(isFinite(norm), isFinite(total))
   const updated = and(finite, less(zero(), weight)) as Tensor<never, "bool">
   const gradientScale = div(clipFactor(optimizer.clip, norm), whole) as Scalar
-  const keep = (fresh: AnyTensor, old: AnyTensor): AnyTensor => select(updated, fresh as T, old as T)
+  const keep = (fresh: AnyTensor, old: AnyTensor): AnyTensor =>
+    select(updated, cast(fresh as T, old.type.dtype), old as T)
 
   const parameters = new Map<string, AnyTensor>()
   const state: Record<string, Slots> = {}
@@ -258,7 +270,7 @@ export const update = (optimizer: Optimizer, leaves: ReadonlyArray<Module.Leaf>,
     const old = given.state[leaf.path]!
     const parameter = place(given.parameters.get(leaf.path)!, "optimizer") as T
     const next = optimizer.rule.update({
-      parameter,
+      parameter: cast(parameter, "f32") as T,
       gradient: gradients[i] as T,
       gradientScale,
       state: old,
@@ -267,13 +279,15 @@ export const update = (optimizer: Optimizer, leaves: ReadonlyArray<Module.Leaf>,
       decay: optimizer.decayMask(leaf) ? optimizer.decay : 0,
       repeated: leaf.param.repeated
     })
-    const kept = keep(next.parameter, parameter)
+    const fresh = cast(next.parameter, optimizer.stored) as T
+    const kept = keep(fresh, parameter)
     parameters.set(leaf.path, place(kept, "parameter"))
     state[leaf.path] = Object.fromEntries(Object.entries(old).map(([name, x]) => [name, keep(next.state[name]!, x)]))
     if (optimizer.ema !== null) {
       const average = given.ema![leaf.path]! as T
       const { decay } = optimizer.ema
-      ema[leaf.path] = keep(add(scale(average, decay), scale(next.parameter, 1 - decay)), average)
+      const [old, now] = [cast(average, "f32"), cast(fresh, "f32")] as readonly [T, T]
+      ema[leaf.path] = keep(add(scale(old, decay), scale(now, 1 - decay)), average)
     }
   })
   return { parameters, state, ema: optimizer.ema === null ? null : ema, gradientNorm: norm, finite, updated }

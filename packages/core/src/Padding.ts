@@ -17,6 +17,7 @@ import { recomputeP, scanP } from "./primitives/control.ts"
 import { iota, iotaP, lookupP } from "./primitives/index.ts"
 import { crossEntropyP } from "./primitives/loss.ts"
 import { less, minimum, select } from "./primitives/pointwise.ts"
+import { softmaxP } from "./primitives/softmax.ts"
 import { waysOf } from "./partition/Ways.ts"
 import { axisOf, paddable } from "./Layout.ts"
 import * as Program from "./Program.ts"
@@ -191,14 +192,19 @@ class Pass {
       )
       return [...touched].filter((name) => whole.includes(name) || renamed.includes(name))
     }
-    // Composites: rows are independent along an axis that a way splits; classes beyond what is meant count nothing by themselves.
+    // Composites: rows are independent along an axis that a way splits; classes and keys beyond what is meant count nothing by themselves.
     const rows = new Set(
       waysOf(e).flatMap((w) => {
         const axes = w.inputs.map(axisOf).filter((a) => a !== null)
         return w.outputs.every((p) => axisOf(p) !== null) ? axes : []
       })
     )
-    const own = e.primitive === crossEntropyP ? [e.params.classes as string] : []
+    const own =
+      e.primitive === crossEntropyP
+        ? [e.params.classes as string]
+        : e.primitive === softmaxP
+          ? [e.params.axis as string]
+          : []
     return [...touched].filter((name) => !rows.has(name) && !own.includes(name))
   }
 

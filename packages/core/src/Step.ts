@@ -111,7 +111,8 @@ const buildStep = <P extends Module.ParamTree, B extends BatchTypes>(
     wrt: leaves.flatMap((leaf, i) => (optimizer.trainable(leaf) ? [i] : [])),
     microbatches: loss.whole ? 1 : strategy.microbatches,
     lossScale: loss.body.inputs.length - 1,
-    finish: (b) => simplifyBody(Precision.widenGradients(b, precision))
+    accumulation: precision.accumulation,
+    finish: (b) => simplifyBody(Precision.placeGradients(b, precision))
   })
   const parameters = summed.inputs.slice(0, leaves.length)
   const batch = summed.inputs.slice(leaves.length, leaves.length + types.length)
@@ -121,6 +122,7 @@ const buildStep = <P extends Module.ParamTree, B extends BatchTypes>(
   const count = 2 + loss.metrics.length
   const { leafByLeaf, results } = update<Module.Tensors<P>>({
     optimizer,
+    precision,
     params,
     parameters,
     gradients: summed.outputs.slice(count),

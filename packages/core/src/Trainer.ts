@@ -118,7 +118,7 @@ export const make = Effect.fn("Trainer.make")(function* <P extends Module.ParamT
     program: step as Step.StepProgram,
     executable,
     params: config.params,
-    optimizer: config.optimizer,
+    optimizer: Precision.optimizerIn(config.optimizer, precision),
     precision,
     held,
     batch: names
@@ -137,7 +137,7 @@ export const initialise = Effect.fn("Trainer.initialise")(function* (training: T
   yield* Effect.scoped(
     Effect.gen(function* () {
       const from = yield* scalarBuffer({ axes: [], dtype: "u32" }, seed)
-      const fill = yield* backend.compile(Module.init(training.params))
+      const fill = yield* backend.compile(Module.init(training.params, training.optimizer.stored))
       yield* copy(yield* fill.run([from]), ofKind(training, ["parameter"]))
     })
   )

@@ -9,21 +9,18 @@ import * as Program from "@tessera/core/Program"
 import type { CompileOptions } from "@tessera/core/services/Backend"
 import * as Nest from "./emit/nest.ts"
 import { isPointwise, isSource } from "./emit/pointwise.ts"
-import { emit, kernels } from "./KernelTable.ts"
+import { emit, hasKernel } from "./KernelTable.ts"
 import { encode, type Instruction } from "./Words.ts"
 
 /** The passes of this backend before planning. */
 export const prepare = (program: Program.Body): Program.Body =>
-  fuse(
-    decomposeExcept(program, (name) => kernels.has(name)),
-    {
-      pointwise: isPointwise,
-      source: isSource,
-      operands: 24,
-      equations: 96,
-      gemm: true
-    }
-  )
+  fuse(decomposeExcept(program, hasKernel), {
+    pointwise: isPointwise,
+    source: isSource,
+    operands: 24,
+    equations: 96,
+    gemm: true
+  })
 
 /** Which rank of which mesh a plan is for. */
 export interface Place {

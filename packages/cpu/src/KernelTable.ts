@@ -3,6 +3,7 @@ import * as DType from "@tessera/core/DType"
 import { CompileError } from "@tessera/core/Errors"
 import type { Equation } from "@tessera/core/Node"
 import type * as Plan from "@tessera/core/Plan"
+import type { Calculating } from "@tessera/core/primitives/composite"
 import * as Program from "@tessera/core/Program"
 import { input } from "@tessera/core/Node"
 import { build } from "@tessera/core/Node"
@@ -44,8 +45,13 @@ const core: Readonly<Record<string, Emitter>> = {
   pack: emitPack
 }
 
-/** Names that need no decomposition. */
-export const kernels: ReadonlySet<string> = new Set([...Object.keys(composites), "gelu", "geluBackward"])
+const kernels: ReadonlySet<string> = new Set([...Object.keys(composites), "gelu", "geluBackward"])
+
+/** Whether an equation needs no decomposition. Kernels calculate in f32: one that was asked to round every intermediate runs as its parts. */
+export const hasKernel = (e: Equation): boolean => {
+  const { calculation = "f32" } = e.params as Calculating
+  return kernels.has(e.primitive.name) && calculation === "f32"
+}
 
 /** A single elementwise equation as a program of its own. */
 const alone = (e: Equation): Program.Body => {

@@ -4,7 +4,7 @@ import * as DType from "@tessera/core/DType"
 import * as Host from "@tessera/core/HostArray"
 
 /** Relative errors a kernel may make: some roundings of the storage type, some of f32 sums. */
-const relative: Readonly<Record<string, number>> = { f32: 5e-5, bf16: 2 ** -6, f16: 2 ** -8 }
+export const relative: Readonly<Record<string, number>> = { f32: 5e-5, bf16: 2 ** -6, f16: 2 ** -8 }
 
 /** What f32 storage makes of an ideal value. */
 const held = (dtype: DType.DType, value: number): number =>

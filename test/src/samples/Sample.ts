@@ -173,6 +173,13 @@ export const dtypes =
   ({ smooth }: Options): fc.Arbitrary<DType.DType> =>
     smooth ? fc.constant<DType.DType>("f32") : fc.constantFrom(...floatTypes, ...more)
 
+/** In which type a composite calculates. */
+export const calculations = ({ smooth }: Options): fc.Arbitrary<DType.DType> =>
+  smooth ? fc.constant<DType.DType>("f32") : fc.constantFrom<Array<DType.DType>>("f32", "f32", "bf16", "f16")
+
+/** As parameters say it. */
+export const calculation = (dtype: DType.DType) => (dtype === "f32" ? {} : { calculation: dtype })
+
 export const anyType = dtypes("i32", "u32", "u8", "bool")
 
 const names = ["batch", "seq", "embed", "heads", "mlp", "row"] as const

@@ -7,7 +7,20 @@ import type { AnyPrimitive } from "@tessera/core/Node"
 import { all } from "@tessera/core/primitives/all"
 import type { AttentionParams } from "@tessera/core/primitives/attention"
 import type { Case, Draw, Options, SpecOf } from "./Sample.ts"
-import { around, bodyOf, define, dtypes, flag, oneOf, sizes, subset, upTo, withSpecial } from "./Sample.ts"
+import {
+  around,
+  bodyOf,
+  calculation,
+  calculations,
+  define,
+  dtypes,
+  flag,
+  oneOf,
+  sizes,
+  subset,
+  upTo,
+  withSpecial
+} from "./Sample.ts"
 
 /** What the forward of a backward sample gives. */
 const outputsOf = (primitive: AnyPrimitive, { arrays, params }: Case): ReadonlyArray<Host.HostArray> => {
@@ -28,14 +41,21 @@ const normFields = {
   kind: oneOf("layer", "rms"),
   affine: oneOf(0, 1, 2),
   dtype: dtypes(),
-  wideWeights: flag
+  wideWeights: flag,
+  calculation: calculations
 }
 type NormSpec = SpecOf<typeof normFields>
 const norm = (s: NormSpec, d: Draw): Case => {
   const width = { mlp: s.width[0]! }
   const weights = () => d.floats(Axis.list(width), s.wideWeights ? "f32" : s.dtype, around(2))
   return {
-    params: { kind: s.kind, axis: "mlp", epsilon: d.smooth ? 0.01 : 1e-5, affine: s.affine },
+    params: {
+      kind: s.kind,
+      axis: "mlp",
+      epsilon: d.smooth ? 0.01 : 1e-5,
+      affine: s.affine,
+      ...calculation(s.calculation)
+    },
     arrays: [
       d.floats(d.axes({ ...subset(s.sizes, s.mask), ...width }), s.dtype, around(3)),
       ...Array.from({ length: s.affine }, weights)
@@ -58,7 +78,8 @@ const attentionFields = {
   lengths: flag,
   dropout: oneOf(0, 0.1, 0.5),
   ownScale: flag,
-  dtype: dtypes()
+  dtype: dtypes(),
+  calculation: calculations
 }
 type AttentionSpec = SpecOf<typeof attentionFields>
 const attention = (s: AttentionSpec, d: Draw): Case => {
@@ -80,7 +101,8 @@ const attention = (s: AttentionSpec, d: Draw): Case => {
     segments: s.segments,
     lengths: s.lengths,
     dropout: s.dropout,
-    counts: [queries + s.first, keys + 2 * s.first]
+    counts: [queries + s.first, keys + 2 * s.first],
+    ...calculation(s.calculation)
   }
   const arrays = [floats({ ...groups, seq: queries }), floats({ keySeq: keys }), floats({ keySeq: keys })]
   if (s.segments) arrays.push(ints({ ...batch, seq: queries }, 2), ints({ ...batch, keySeq: keys }, 2))
@@ -108,7 +130,8 @@ const lossFields = {
   soft: flag,
   smoothing: oneOf(0, 0.1),
   dtype: dtypes(),
-  wideTargets: flag
+  wideTargets: flag,
+  calculation: calculations
 }
 type LossSpec = SpecOf<typeof lossFields>
 const loss = (s: LossSpec, d: Draw): Case => {
@@ -118,7 +141,12 @@ const loss = (s: LossSpec, d: Draw): Case => {
   // Impossible classes mean something where nothing is spread over all of them.
   const domain = s.smoothing === 0 && !s.soft ? { ...around(5), special: [-Infinity] } : around(5)
   return {
-    params: { classes: "vocab", targets: s.soft ? "soft" : "labels", smoothing: s.smoothing },
+    params: {
+      classes: "vocab",
+      targets: s.soft ? "soft" : "labels",
+      smoothing: s.smoothing,
+      ...calculation(s.calculation)
+    },
     arrays: [
       d.floats(d.axes(both), s.dtype, domain),
       s.soft
@@ -151,6 +179,14 @@ export const composites = {
     const [out, lse] = outputsOf(all.attention, forward)
     return { params: forward.params, arrays: [q!, k!, v!, out!, lse!, cotangent(d, q!), ...extras] }
   }),
+  softmax: define(
+    all.softmax,
+    { sizes: sizes(3, 500), mask: upTo(7), width: sizes(1, 70, 1), dtype: dtypes(), calculation: calculations },
+    (s, d) => ({
+      params: { axis: "vocab", ...calculation(s.calculation) },
+      arrays: [d.floats(d.axes({ ...subset(s.sizes, s.mask), vocab: s.width[0]! }), s.dtype, around(5))]
+    })
+  ),
   crossEntropy: define(all.crossEntropy, lossFields, loss),
   crossEntropyBackward: define(all.crossEntropyBackward, lossFields, (s, d) => {
     const forward = loss(s, d)

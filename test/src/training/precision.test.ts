@@ -122,12 +122,14 @@ describe("Precision", () => {
     }
     const p = Program.traceUnsafe(types, (i: any) => {
       const h = T.softmax(T.contract(i.x, i.w, "embed") as any, "mlp")
-      return T.contract(h as any, i.w, "mlp")
+      const entropy = T.sum(T.mul(h, T.log(h)) as any, "mlp")
+      return T.contract(T.mul(h, entropy as any) as any, i.w, "mlp")
     })
     const q = Precision.apply(p, Precision.bf16)
     expect(named(q, "contract")[0]!.outputs[0]!.type.dtype).toBe("bf16")
-    expect(named(q, "exp")[0]!.outputs[0]!.type.dtype).toBe("f32")
-    expect(named(q, "div")[0]!.outputs[0]!.type.dtype).toBe("f32")
+    expect(named(q, "softmax")[0]!.outputs[0]!.type.dtype).toBe("f32")
+    expect(named(q, "log")[0]!.outputs[0]!.type.dtype).toBe("f32")
+    expect(named(q, "mul")[0]!.outputs[0]!.type.dtype).toBe("f32")
     expect(named(q, "contract")[1]!.inputs.map((x) => x.type.dtype)).toEqual(["bf16", "bf16"])
   })
 

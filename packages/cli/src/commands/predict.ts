@@ -59,8 +59,9 @@ export const predict = (
     const model = yield* load(input)
     const config = model.recipe.model
     const fs = yield* FileSystem.FileSystem
-    const classify = yield* Predictor.probabilities(config, 1, Experiment.precision(model.recipe))
-    const look = input.attention === undefined ? null : yield* Predictor.attention(config)
+    const precision = Experiment.precision(model.recipe)
+    const classify = yield* Predictor.probabilities(config, 1, precision)
+    const look = input.attention === undefined ? null : yield* Predictor.attention(config, precision.master)
     for (const image of input.images) {
       const { bytes, normalised } = yield* pixels(model, image)
       const { data } = yield* classify(model.parameters, normalised)

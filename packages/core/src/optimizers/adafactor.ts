@@ -55,10 +55,12 @@ const meanSquare = (x: T, repeated: ReadonlyArray<string>): T =>
 export const adafactor = (options: AdafactorOptions = {}): Rule => {
   const { cap = 0.999, clipping = null, epsilon = 1e-30, least = 32 } = options
   const { momentum = 0.9, momentumType = "bf16", rate = 0.8, relative = null } = options
+  const squares = { decay: cap, squares: true }
   const split = (leaf: Module.Leaf) => factors({ axes: leaf.param.axes, repeated: leaf.param.repeated }, least)
   return {
     name: `adafactor(rate ${rate}, cap ${cap}, momentum ${momentum})`,
     elementwise: false,
+    averages: { v: squares, row: squares, column: squares, m: { decay: momentum ?? 0, squares: false } },
     state: (leaf) => {
       const two = split(leaf)
       const drop = (name: string) => ({ axes: Axis.without(leaf.param.axes, [name]), dtype: "f32" as const, init: 0 })

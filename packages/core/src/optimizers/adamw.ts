@@ -33,6 +33,7 @@ export const adamw = ({ b1 = 0.9, b2 = 0.999, epsilon = 1e-8, firstMoment = "f32
   name: `adamw(b1 ${b1}, b2 ${b2}, epsilon ${epsilon}${firstMoment === "f32" ? "" : `, first moment ${firstMoment}`})`,
   elementwise: true,
   state: (leaf) => ({ m: like(leaf, firstMoment), v: like(leaf) }),
+  averages: { m: { decay: b1, squares: false }, v: { decay: b2, squares: true } },
   update: ({ decay, gradient, gradientScale, learningRate, parameter, state, step }) => {
     const params = { b1, b2, decay, epsilon }
     const c1 = correction(step, b1)

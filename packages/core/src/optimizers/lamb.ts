@@ -17,6 +17,7 @@ export const lamb = ({ b1 = 0.9, b2 = 0.999, epsilon = 1e-6 }: LambOptions = {})
   name: `lamb(b1 ${b1}, b2 ${b2}, epsilon ${epsilon})`,
   elementwise: false,
   state: (leaf) => ({ m: like(leaf), v: like(leaf) }),
+  averages: { m: { decay: b1, squares: false }, v: { decay: b2, squares: true } },
   update: (x) => {
     const gradient = gradientOf(x)
     const m = blend(wide(x.state["m"]!), gradient, b1)

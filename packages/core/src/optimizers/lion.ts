@@ -16,6 +16,7 @@ export const lion = ({ b1 = 0.9, b2 = 0.99, momentumType = "f32" }: LionOptions 
   name: `lion(b1 ${b1}, b2 ${b2}${momentumType === "f32" ? "" : `, ${momentumType}`})`,
   elementwise: true,
   state: (leaf) => ({ m: like(leaf, momentumType) }),
+  averages: { m: { decay: b2, squares: false } },
   update: (x) => {
     const gradient = gradientOf(x)
     const m = wide(x.state["m"]!)

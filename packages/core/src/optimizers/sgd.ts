@@ -18,6 +18,7 @@ export const sgd = ({ momentum = 0, momentumType = "f32", nesterov = false }: Sg
   name: `sgd(momentum ${momentum}${nesterov ? ", nesterov" : ""}${momentumType === "f32" ? "" : `, ${momentumType}`})`,
   elementwise: true,
   state: (leaf) => (momentum === 0 ? {} : { velocity: like(leaf, momentumType) }),
+  averages: { velocity: { decay: momentum, squares: false } },
   update: (x) => {
     const raw = gradientOf(x)
     const gradient = x.decay === 0 ? raw : add(raw, scale(x.parameter, x.decay))

@@ -211,6 +211,15 @@ export class Scope {
     return go(allGatherP, blocking, "whole", { axes: [axisOf(from(blocking))!] })
   }
 
+  /** To the layout of its names now, so that nobody finds a version that owes. */
+  pay(x: AnyTensor): void {
+    this.at(x, this.home(x))
+    this.versions.set(
+      x,
+      this.versionsOf(x).filter((v) => ![...v.layout.values()].some(owes))
+    )
+  }
+
   /** Whether it is a parameter as compute sees it. */
   private placed(x: AnyTensor): boolean {
     const e = x.equation

@@ -145,7 +145,7 @@ export const build = <P extends Module.ParamTree, B extends BatchTypes>(
     inner
   )
   const outer = regular ? strategy : { ...within(strategy, meshAxis), mesh: strategy.mesh }
-  const ends = updateOf({ optimizer, params, runs, trained, metrics: loss.metrics, steps, outer, meshAxis })
+  const ends = updateOf({ optimizer, precision, params, runs, trained, metrics: loss.metrics, steps, outer, meshAxis })
   const [types] = Tree.flatten<TensorType, B>(config.batch, isType)
   const scalar = (dtype: "f32" | "u32"): TensorType => ({ axes: [], dtype })
   return {
@@ -226,8 +226,9 @@ const derive = (
   )
   const gradients = wrt.map(({ at }) => {
     const x = body.inputs[at]!
-    const c = parts.inputCotangents[at] ?? zeros({ axes: x.type.axes, dtype: "f32" }, "gradient")
-    return cast(place(c, "gradient") as Tensor<string>, "f32") as AnyTensor
+    const dtype = precision.accumulation
+    const c = parts.inputCotangents[at] ?? zeros({ axes: x.type.axes, dtype }, "gradient")
+    return cast(place(c, "gradient") as Tensor<string>, dtype) as AnyTensor
   })
   const cotangents = boundary.flatMap((x, i) =>
     differentiable[i] ? [parts.inputCotangents[i] ?? zeros(x.type, x.role)] : []
@@ -237,7 +238,7 @@ const derive = (
   return {
     last,
     forward: simplifyBody(Program.body(body.inputs, [...parts.outputs, ...parts.residuals])),
-    backward: simplifyBody(Precision.widenGradients(backward, precision)),
+    backward: simplifyBody(Precision.placeGradients(backward, precision)),
     outputs: parts.outputs.length,
     residuals: parts.residuals.length,
     kept: used.flatMap((u, i) => (u ? [i] : [])),
@@ -294,6 +295,7 @@ const lowerChunk = (chunk: Chunk, parts: Parts, inner: Strategy, home: (index: n
 
 interface UpdateGiven {
   readonly optimizer: Optimizer.Optimizer
+  readonly precision: Precision.Precision
   readonly params: Module.ParamTree
   readonly runs: ReadonlyArray<Runs | null>
   readonly trained: ReadonlyArray<number>
@@ -313,18 +315,19 @@ const runAxes = (axes: Axis.Axes, runs: Runs | null): Axis.Axes =>
 
 /** The update on the whole mesh: gradients of layers are those of their stage, all others are parts of a sum over the stages. */
 const updateOf = (given: UpdateGiven) => {
-  const { meshAxis, metrics, optimizer, outer, params, runs, steps, trained } = given
+  const { meshAxis, metrics, optimizer, outer, params, precision, runs, steps, trained } = given
   let at = 0
   const inRuns = Module.mapParams(params, (p) => ({ ...p, axes: runAxes(p.axes, runs[at++]!) }))
   const own = Module.leaves(inRuns)
-  const parameters = own.map((leaf) => input({ axes: leaf.param.axes, dtype: "f32" }, "parameter"))
-  const gradients = trained.map((i) => input({ axes: own[i]!.param.axes, dtype: "f32" }, "gradient"))
+  const parameters = own.map((leaf) => input({ axes: leaf.param.axes, dtype: optimizer.stored }, "parameter"))
+  const gradients = trained.map((i) => input({ axes: own[i]!.param.axes, dtype: precision.accumulation }, "gradient"))
   const state = Optimizer.inputs(optimizer, inRuns)
   const scalar = () => input({ axes: [], dtype: "f32" })
   const [learningRate, step, lossScale] = [scalar(), scalar(), scalar()]
   const sums = Array.from({ length: 2 + metrics.length }, scalar)
   const { leafByLeaf, results } = update<unknown>({
     optimizer,
+    precision,
     params: inRuns,
     parameters,
     gradients,

@@ -36,6 +36,7 @@ import {
 } from "./pointwise.ts"
 import { argmaxP, cumsumP, maxP } from "./reduce.ts"
 import { sigmoidCrossEntropyP } from "./sigmoidCrossEntropy.ts"
+import { softmaxP } from "./softmax.ts"
 import { adamwP } from "./update.ts"
 
 /** The key is the primitive's own name. */
@@ -99,6 +100,7 @@ export const all = {
   normBackward: normBackwardP,
   attention: attentionP,
   attentionBackward: attentionBackwardP,
+  softmax: softmaxP,
   crossEntropy: crossEntropyP,
   crossEntropyBackward: crossEntropyBackwardP,
   sigmoidCrossEntropy: sigmoidCrossEntropyP,

@@ -1,9 +1,12 @@
 /** Exact softmax attention as one equation each way. Kernels never hold the matrix of scores. */
+import * as Result from "effect/Result"
 import * as Axis from "../Axis.ts"
+import type { DType } from "../DType.ts"
 import { invalid, NotDifferentiable, refuse, UnknownAxis } from "../Errors.ts"
 import type { AnyTensor, Primitive, Tensor, TensorType } from "../Node.ts"
 import * as Random from "../Random.ts"
 import { add, cast, constant, contractP, div, mul, scale, sub, sum } from "./algebra.ts"
+import type { Calculating } from "./composite.ts"
 import { composite } from "./composite.ts"
 import { emit, emit1 } from "./emit.ts"
 import { iota } from "./index.ts"
@@ -14,7 +17,11 @@ import { max } from "./reduce.ts"
 type T = Tensor<string>
 type Mask = Tensor<string, "bool">
 
-export interface AttentionParams {
+/**
+ * The calculation is that of the softmax. In a 16-bit one scores are rounded once they are scaled, and so is everything up to the probabilities; dropout
+ * and the log-sum-exp, which the backward reads, stay f32.
+ */
+export interface AttentionParams extends Calculating {
   /** Axis names: position of queries, position of keys, the contracted depth. */
   readonly query: string
   readonly key: string
@@ -86,9 +93,14 @@ const dropMask = (p: AttentionParams, e: Extras): T | null => {
   return select(less(uniform, constant(p.dropout)), constant(0), constant(1 / (1 - p.dropout))) as T
 }
 
+const typeOf = (p: AttentionParams): DType => p.calculation ?? "f32"
+const calculates = (p: AttentionParams, calculation: DType): Result.Result<AttentionParams> =>
+  Result.succeed({ ...p, calculation })
+
+/** In the type of the softmax. */
 const scoresOf = (q: AnyTensor, k: AnyTensor, p: AttentionParams, mask: Mask | null): T => {
-  const scores = scale(product(wide(q), wide(k), [p.depth]), p.scale)
-  return mask === null ? scores : select(mask, scores, constant(-Infinity))
+  const scores = cast(scale(product(wide(q), wide(k), [p.depth]), p.scale), typeOf(p)) as T
+  return mask === null ? scores : select(mask, scores, constant(-Infinity, typeOf(p)))
 }
 
 /** Operands agree about sizes and have the axes that the parameters name. */
@@ -121,23 +133,25 @@ export const attentionP: Primitive<"attention", AttentionParams> = composite(
     agree([q!, k!, v!, ...rest], p)
     const e = extras(rest, p)
     const scores = scoresOf(q!, k!, p, visible(p, e))
+    const number = (n: number) => constant(n, typeOf(p))
     // The maximum cancels, so its derivative is not needed.
     const top = stopGradient(max(scores, p.key))
     // A row that sees no key has no maximum; zero keeps its exponentials at zero instead of NaN.
-    const safe = select(equal(top, constant(-Infinity)), constant(0), top)
+    const safe = select(equal(top, number(-Infinity)), number(0), top)
     const e1 = exp(sub(scores, safe))
     const total = sum(e1, p.key)
-    const none = equal(total, constant(0))
-    const probabilities = select(none, constant(0), div(e1, select(none, constant(1), total)))
+    const none = equal(total, number(0))
+    const probabilities = wide(select(none, number(0), div(e1, select(none, number(1), total))))
     const drop = dropMask(p, e)
     const mixed = product(drop === null ? probabilities : mul(probabilities, drop), wide(v!), [p.key])
     return [
       cast(mixed, q!.type.dtype),
-      select(none, constant(-Infinity), add(safe, log(select(none, constant(1), total))))
+      select(none, constant(-Infinity), add(wide(safe), log(wide(select(none, number(1), total)))))
     ]
   },
   {
     precision: "softmax",
+    calculates,
     flops: flops(2),
     vjp: {
       kind: "long",
@@ -166,13 +180,16 @@ export const attentionBackwardP: Primitive<"attentionBackward", AttentionParams>
     const e = extras(rest, p)
     const scores = scoresOf(q!, k!, p, visible(p, e))
     const unseen = equal(lse as T, constant(-Infinity))
-    const probabilities = select(unseen, constant(0), exp(sub(scores, select(unseen, constant(0), lse as T))))
+    const own = (x: AnyTensor): T => cast(x as T, typeOf(p))
+    const shifted = own(sub(wide(scores), select(unseen, constant(0), lse as T)))
+    const probabilities = select(unseen, constant(0, typeOf(p)), exp(shifted)) as AnyTensor as T
     const drop = dropMask(p, e)
     const d = wide(dOut!)
     const delta = sum(mul(wide(out!), d), p.depth)
-    const dropped = drop === null ? probabilities : mul(probabilities, drop)
+    const dropped = drop === null ? wide(probabilities) : mul(wide(probabilities), drop)
     const raw = product(d, wide(v!), [p.depth])
-    const dScores = scale(mul(probabilities, sub(drop === null ? raw : mul(raw, drop), delta)), p.scale)
+    const inner = own(sub(drop === null ? raw : mul(raw, drop), delta))
+    const dScores = scale(wide(mul(probabilities, inner)), p.scale)
     // Axes that only queries have (several query heads for one key head) are summed with the query positions.
     const shared = Axis.names(q!.type.axes).filter((n) => n !== p.depth && !Axis.has(k!.type.axes, n))
     return [
@@ -181,7 +198,7 @@ export const attentionBackwardP: Primitive<"attentionBackward", AttentionParams>
       cast(product(dropped, d, shared), v!.type.dtype)
     ]
   },
-  { precision: "softmax", flops: flops(5) }
+  { precision: "softmax", calculates, flops: flops(5) }
 )
 
 const logical = (x: AnyTensor, name: string): number => Axis.find(x.type.axes, name)!.logical

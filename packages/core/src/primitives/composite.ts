@@ -1,10 +1,17 @@
-import type { AnyTensor, Body, Primitive, TensorType } from "../Node.ts"
+import type { DType } from "../DType.ts"
+import type { AnyTensor, Body, Equation, Primitive, TensorType } from "../Node.ts"
 import { input } from "../Node.ts"
 import * as Program from "../Program.ts"
+
+/** Parameters of a composite that calculates in f32 unless told otherwise: then every intermediate of its decomposition is rounded to the type. */
+export interface Calculating {
+  readonly calculation?: DType
+}
 
 interface Rules<P> {
   readonly flops?: Primitive<string, P>["flops"]
   readonly precision: Primitive<string, P>["precision"]
+  readonly calculates?: Primitive<string, P>["calculates"] & {}
   readonly recompute?: "cheap" | "expensive"
   readonly vjp?: Primitive<string, P>["vjp"]
   /** Axes along which a split operand makes the decomposition run instead of the kernel. */
@@ -48,16 +55,17 @@ export const composite = <Name extends string, P>(
         return { contraction: c.contractionFlops, other: c.otherFlops }
       }),
     precision: rules.precision,
+    ...(rules.calculates === undefined ? {} : { calculates: rules.calculates }),
     recompute: rules.recompute ?? "expensive"
   }
   return self
 }
 
-/** Inlines every composite that `has` no kernel for, region bodies included, until only core primitives and kernels are left. */
-export const decomposeExcept = (body: Body, has: (name: string) => boolean): Body =>
+/** Inlines every composite for whose use there is no kernel, region bodies included, until only core primitives and kernels are left. */
+export const decomposeExcept = (body: Body, has: (e: Equation) => boolean): Body =>
   Program.map(body, (e, inputs) => {
     const { meaning } = e.primitive
-    if (meaning.kind !== "composite" || has(e.primitive.name)) return null
+    if (meaning.kind !== "composite" || has(e)) return null
     const inside = inputs.map((x) => input(x.type, x.role))
     const opened = Program.body(inside, meaning.decompose(inside, e.params))
     return Program.inline(decomposeExcept(opened, has), inputs)

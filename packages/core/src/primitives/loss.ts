@@ -1,19 +1,24 @@
-/** Losses with kernels of their own, computed in f32. */
+/** Losses with kernels of their own, computed in f32 unless asked otherwise. */
+import * as Result from "effect/Result"
 import * as Axis from "../Axis.ts"
+import * as DType from "../DType.ts"
 import { invalid, NotDifferentiable, refuse } from "../Errors.ts"
 import type { AnyTensor, Primitive, Tensor, TensorType } from "../Node.ts"
-import { add, axisOf, cast, constant, div, mul, scale, shift, sub, sum } from "./algebra.ts"
+import { add, axisOf, cast, constant, mul, scale, shift, sub, sum } from "./algebra.ts"
+import type { Calculating } from "./composite.ts"
 import { composite } from "./composite.ts"
 import { emit } from "./emit.ts"
-import { iota, oneHot } from "./index.ts"
+import { oneHot } from "./index.ts"
 import { stopGradient } from "./mark.ts"
 import { and, equal, exp, less, log, not, select } from "./pointwise.ts"
 import { max } from "./reduce.ts"
+import { meantOf, only } from "./softmax.ts"
 
 type T = Tensor<string>
 const wide = (x: AnyTensor): T => cast(x as T, "f32")
 
-export interface CrossEntropyParams {
+/** In a 16-bit calculation every intermediate up to the loss of a row is rounded; what leaves is f32. */
+export interface CrossEntropyParams extends Calculating {
   readonly classes: string
   /** labels: i32 class numbers, those outside 0..classes-1 are ignored (loss 0). soft: a distribution over the classes axis. */
   readonly targets: "labels" | "soft"
@@ -29,32 +34,41 @@ const validOf = (targets: AnyTensor, count: number): Tensor<string, "bool"> => {
   return and(less(labels, whole(count, labels)), not(less(labels, whole(0, labels))))
 }
 
-/** Classes that are meant, where more are stored; null when all are. */
-const meantOf = (logits: AnyTensor, classes: string): Tensor<string, "bool"> | null => {
-  const { logical, size } = axisOf(logits, classes)
-  const at = iota(classes, size)
-  return logical === size ? null : less(at, whole(logical, at))
+/** Operands and numbers in the type of the calculation. */
+const typed = (p: CrossEntropyParams) => {
+  const type = p.calculation ?? "f32"
+  return { own: (x: AnyTensor): T => cast(x as T, type), number: (n: number) => constant(n, type) }
 }
 
-const only = (meant: Tensor<string, "bool"> | null, x: T, otherwise: number): T =>
-  meant === null ? x : (select(meant, x, constant(otherwise)) as AnyTensor as T)
+const calculates = (
+  p: CrossEntropyParams,
+  type: DType.DType,
+  [logits]: ReadonlyArray<TensorType>
+): Result.Result<CrossEntropyParams, string> => {
+  const share = p.smoothing / Axis.find(logits!.axes, p.classes)!.logical
+  return share > 0 && DType.store(type, share) === 0
+    ? Result.fail(`label smoothing gives every class ${share}, which is 0 in ${type}`)
+    : Result.succeed({ ...p, calculation: type })
+}
 
 /** The distribution that is compared with. */
 const target = (logits: AnyTensor, targets: AnyTensor, p: CrossEntropyParams): T => {
+  const { number, own } = typed(p)
   const { logical: count, size } = axisOf(logits, p.classes)
   const meant = meantOf(logits, p.classes)
-  if (p.targets === "soft") return only(meant, shift(scale(wide(targets), 1 - p.smoothing), p.smoothing / count), 0)
+  if (p.targets === "soft") return only(meant, shift(scale(own(targets), 1 - p.smoothing), p.smoothing / count), 0)
   const hot = shift(
-    scale(oneHot(targets as Tensor<string, "int">, p.classes, size), 1 - p.smoothing),
+    scale(own(oneHot(targets as Tensor<string, "int">, p.classes, size)), 1 - p.smoothing),
     p.smoothing / count
   )
-  return select(validOf(targets, count), only(meant, hot, 0), constant(0)) as AnyTensor as T
+  return select(validOf(targets, count), only(meant, hot, 0), number(0)) as AnyTensor as T
 }
 
 const logSumExp = (x: T, axis: string): T => {
+  const number = (n: number) => constant(n, x.type.dtype)
   // The maximum cancels, so its derivative is not needed.
   const top = stopGradient(max(x, axis))
-  const safe = select(equal(top, constant(-Infinity)), constant(0), top)
+  const safe = select(equal(top, number(-Infinity)), number(0), top)
   return add(safe, log(sum(exp(sub(x, safe)), axis))) as AnyTensor as T
 }
 
@@ -64,15 +78,17 @@ const flops = (types: ReadonlyArray<TensorType>) => ({ contraction: 0, other: 6 
 export const crossEntropyP: Primitive<"crossEntropy", CrossEntropyParams> = composite(
   "crossEntropy",
   ([logits, targets], p) => {
-    const x = only(meantOf(logits!, p.classes), wide(logits!), -Infinity)
+    const { number, own } = typed(p)
+    const x = only(meantOf(logits!, p.classes), own(logits!), -Infinity)
     const lse = logSumExp(x, p.classes)
     const t = target(logits!, targets!, p)
     // Rows without a target count nothing even where a logit is infinite.
-    const each = select(equal(t, constant(0)), constant(0), mul(t, sub(lse, x)))
-    return [sum(each, p.classes), lse]
+    const each = select(equal(t, number(0)), number(0), mul(t, sub(lse, x)))
+    return [wide(sum(each, p.classes)), wide(lse)]
   },
   {
     precision: "loss",
+    calculates,
     flops,
     opens: (p) => [p.classes],
     vjp: {
@@ -96,19 +112,22 @@ export const crossEntropyP: Primitive<"crossEntropy", CrossEntropyParams> = comp
 export const crossEntropyBackwardP: Primitive<"crossEntropyBackward", CrossEntropyParams> = composite(
   "crossEntropyBackward",
   ([logits, targets, lse, dLoss], p) => {
+    const { number, own } = typed(p)
     const t = target(logits!, targets!, p)
     const meant = meantOf(logits!, p.classes)
-    const softmax = only(meant, exp(sub(wide(logits!), lse as T)), 0)
+    const softmax = only(meant, exp(sub(own(logits!), own(lse!))), 0)
     // Where nothing is compared nothing flows, even from rows whose softmax is not a number. Labels weigh 1, without a sum over split classes.
     const count = axisOf(logits!, p.classes).logical
     const labels = p.targets === "labels"
     const total = (labels
-      ? select(validOf(targets!, count), constant(1), constant(0))
+      ? select(validOf(targets!, count), number(1), number(0))
       : sum(t, p.classes)) as AnyTensor as T
-    const gradient = select(equal(total, constant(0)), constant(0), mul(dLoss as T, sub(mul(total, softmax), t)))
+    // A loss scale may be more than the type holds: what it multiplies is f32.
+    const inner = wide(sub(mul(total, softmax), t))
+    const gradient = select(equal(total, number(0)), constant(0), mul(wide(dLoss!), inner))
     return [cast(gradient, logits!.type.dtype)]
   },
-  { precision: "loss", flops, opens: (p) => [p.classes] }
+  { precision: "loss", calculates, flops, opens: (p) => [p.classes] }
 )
 
 /**
@@ -136,10 +155,4 @@ export const softmaxCrossEntropy = <A extends string, C extends A>(
     targets: soft ? "soft" : "labels",
     smoothing
   })[0]! as Tensor<any>
-}
-
-/** `softmax(x)` along an axis, in f32. */
-export const softmax = <A extends string, E extends A>(x: Tensor<A>, axis: E): Tensor<A> => {
-  const e = exp(sub(x, stopGradient(max(x, axis))))
-  return div(e, sum(e, axis)) as unknown as Tensor<A>
 }

@@ -20,5 +20,10 @@ export const namedP = identity<{ readonly as: string }>("named", (c) => c)
 
 export const stopGradient = <A extends string, K extends Kind>(x: Tensor<A, K>): Tensor<A, K> =>
   emit1(stopGradientP, [x], {})
+/** The name by which precision policies know a logit scale. */
+export const logitScaleName = "logitScale"
+
 export const named = <A extends string, K extends Kind>(x: Tensor<A, K>, as: string): Tensor<A, K> =>
   emit1(namedP, [x], { as })
+/** Marks the number (a temperature, after its exponential) that similarities are multiplied with, so that a precision policy finds it. */
+export const logitScale = <A extends string>(x: Tensor<A>): Tensor<A> => named(x, logitScaleName)

@@ -1,8 +1,11 @@
-/** Layer and RMS normalisation, statistics in f32 whatever the storage. One equation each way, backward too. */
+/** Layer and RMS normalisation, statistics in f32 whatever the storage, unless asked otherwise. One equation each way, backward too. */
+import * as Result from "effect/Result"
 import * as Axis from "../Axis.ts"
+import * as DType from "../DType.ts"
 import { invalid, NotDifferentiable, refuse } from "../Errors.ts"
 import type { AnyTensor, Primitive, Tensor, TensorType } from "../Node.ts"
 import { add, cast, constant, contract, div, mul, scale, shift, sizeOf, sub, sum } from "./algebra.ts"
+import type { Calculating } from "./composite.ts"
 import { composite } from "./composite.ts"
 import { emit } from "./emit.ts"
 import { sqrt } from "./pointwise.ts"
@@ -10,7 +13,11 @@ import { sqrt } from "./pointwise.ts"
 type T = Tensor<string>
 const wide = (x: AnyTensor): T => cast(x as T, "f32")
 
-export interface NormParams {
+/**
+ * In a 16-bit calculation every elementwise result is rounded to that type, and so is every mean; the sum inside of a mean adds up in f32, as sums in
+ * contractions do.
+ */
+export interface NormParams extends Calculating {
   readonly kind: "layer" | "rms"
   /** The normalised axis. */
   readonly axis: string
@@ -19,28 +26,42 @@ export interface NormParams {
   readonly affine: 0 | 1 | 2
 }
 
-/** Mean along the axis. */
-const over = (x: T, axis: string): T => scale(sum(x, axis) as AnyTensor as T, 1 / sizeOf(x, axis))
+/** Mean along the axis, rounded once. */
+const over = (x: T, axis: string): T =>
+  cast(scale(sum(wide(x), axis) as AnyTensor as T, 1 / sizeOf(x, axis)), x.type.dtype)
 
 const normalised = (x: T, mean: T | null, rstd: T): T => mul(mean === null ? x : sub(x, mean), rstd)
 
+/** Operands in the type of the calculation. */
+const typed = (p: NormParams) => {
+  const type = p.calculation ?? "f32"
+  return { type, own: (x: AnyTensor): T => cast(x as T, type) }
+}
+
+const calculates = (p: NormParams, type: DType.DType): Result.Result<NormParams, string> =>
+  DType.store(type, p.epsilon) === 0 && p.epsilon > 0
+    ? Result.fail(`its epsilon of ${p.epsilon} is 0 in ${type}, so that equal elements give no number`)
+    : Result.succeed({ ...p, calculation: type })
+
 const flops = (types: ReadonlyArray<TensorType>) => ({ contraction: 0, other: 8 * Axis.count(types[0]!.axes) })
 
-/** x, gamma?, beta? to y, mean, rstd (both f32; the mean of rms is zero). */
+/** x, gamma?, beta? to y, mean, rstd (both stored in f32; the mean of rms is zero). */
 export const normP: Primitive<"norm", NormParams> = composite(
   "norm",
   (inputs, p) => {
-    const x = wide(inputs[0]!)
+    const { own, type } = typed(p)
+    const x = own(inputs[0]!)
     const mean = p.kind === "layer" ? over(x, p.axis) : null
     const centred = mean === null ? x : sub(x, mean)
-    const rstd = div(constant(1), sqrt(shift(over(mul(centred, centred), p.axis), p.epsilon))) as T
+    const rstd = div(constant(1, type), sqrt(shift(over(mul(centred, centred), p.axis), p.epsilon))) as T
     let y = mul(centred, rstd)
-    if (p.affine > 0) y = mul(y, wide(inputs[1]!))
-    if (p.affine > 1) y = add(y, wide(inputs[2]!))
-    return [cast(y, inputs[0]!.type.dtype), mean ?? scale(rstd, 0), rstd]
+    if (p.affine > 0) y = mul(y, own(inputs[1]!))
+    if (p.affine > 1) y = add(y, own(inputs[2]!))
+    return [cast(y, inputs[0]!.type.dtype), wide(mean ?? scale(rstd, 0)), wide(rstd)]
   },
   {
     precision: "norm",
+    calculates,
     flops,
     vjp: {
       kind: "long",
@@ -63,14 +84,15 @@ export const normP: Primitive<"norm", NormParams> = composite(
 export const normBackwardP: Primitive<"normBackward", NormParams> = composite(
   "normBackward",
   ([input, mean, rstd, cotangent, gamma, beta], p) => {
-    const [x, dy, k] = [wide(input!), wide(cotangent!), rstd as T]
+    const { own } = typed(p)
+    const [x, dy, k] = [own(input!), own(cotangent!), own(rstd!)]
     // Also of what is not read: the mean of rms, the values of beta.
     Axis.inOrder(
       "normBackward",
       [input!, mean!, rstd!, cotangent!, ...(gamma ? [gamma] : []), ...(beta ? [beta] : [])].map((t) => t.type.axes)
     )
-    const h = normalised(x, p.kind === "layer" ? (mean as T) : null, k)
-    const w = gamma === undefined ? dy : mul(dy, wide(gamma))
+    const h = normalised(x, p.kind === "layer" ? own(mean!) : null, k)
+    const w = gamma === undefined ? dy : mul(dy, own(gamma))
     const along = over(mul(w, h), p.axis)
     const inner = p.kind === "layer" ? sub(sub(w, over(w, p.axis)), mul(h, along)) : sub(w, mul(h, along))
     const rows = Axis.names(x.type.axes).filter((n) => n !== p.axis)
@@ -82,7 +104,7 @@ export const normBackwardP: Primitive<"normBackward", NormParams> = composite(
     if (beta !== undefined) results.push(cast(sum(dy, ...rows), beta.type.dtype))
     return results
   },
-  { precision: "norm", flops }
+  { precision: "norm", calculates, flops }
 )
 
 const check = (x: AnyTensor, axis: string, weights: ReadonlyArray<AnyTensor>): void => {

@@ -4,6 +4,7 @@ import * as Flatten from "../Flatten.ts"
 import type * as Module from "../Module.ts"
 import type * as Optimizer from "../Optimizer.ts"
 import * as Padding from "../Padding.ts"
+import * as Precision from "../Precision.ts"
 import * as Strategy from "../Strategy.ts"
 import type { BatchTypes, Config } from "./Config.ts"
 import { lossProgram } from "./Loss.ts"
@@ -21,7 +22,8 @@ export interface Prepared {
 
 /** Traced, typed, padded, flattened. Throws `ProgramError`, `RecipeError` and `PartitionError`. */
 export const prepare = <P extends Module.ParamTree, B extends BatchTypes>(config: Config<P, B>): Prepared => {
-  const { optimizer, strategy = Strategy.single } = config
+  const { precision = Precision.f32, strategy = Strategy.single } = config
+  const optimizer = Precision.optimizerIn(config.optimizer, precision)
   const loss = lossProgram(config)
   const padded = Padding.parameters(config.params, strategy)
   if (strategy.fsdp === null) {

@@ -37,7 +37,7 @@ export const heldOf = (params: Module.ParamTree, optimizer: Optimizer.Optimizer)
     ...Module.leaves(params).map(({ param, path }): Held => ({
       kind: "parameter",
       name: path,
-      type: { axes: param.axes, dtype: "f32" }
+      type: { axes: param.axes, dtype: optimizer.stored }
     })),
     ...trained.flatMap((leaf) =>
       Object.entries(optimizer.rule.state(leaf)).map(([slot, { axes, dtype }]): Held => ({
@@ -48,7 +48,11 @@ export const heldOf = (params: Module.ParamTree, optimizer: Optimizer.Optimizer)
     ),
     ...(optimizer.ema === null
       ? []
-      : trained.map(({ param, path }): Held => ({ kind: "ema", name: path, type: { axes: param.axes, dtype: "f32" } })))
+      : trained.map(({ param, path }): Held => ({
+          kind: "ema",
+          name: path,
+          type: { axes: param.axes, dtype: optimizer.stored }
+        })))
   ]
 }
 
@@ -105,8 +109,7 @@ export const load = (storage: Storage, arrays: ReadonlyArray<HostArray>): Readon
   const byName = new Map<string, HostArray>()
   physical.forEach(({ kind, name, type }, k) => {
     const { slot, unit } = ofUnit(units, kind, name)
-    const rest = unit.layers === null ? [] : [unit.layers]
-    const types = unit.params.members.map((m): TensorType => ({ axes: [...rest, ...m.axes], dtype: type.dtype }))
+    const types = unit.params.members.map((m): TensorType => ({ axes: [...unit.rest, ...m.axes], dtype: type.dtype }))
     const parts = evaluate(unpackP, [arrays[k]!], unit.params, types)
     unit.leaves.forEach((i, j) => byName.set(`${kind} ${leaves[i]!.path}${slot}`, parts[j]!))
   })

@@ -2,6 +2,7 @@
 import * as Module from "../Module.ts"
 import type { AnyTensor, Tensor } from "../Node.ts"
 import * as Optimizer from "../Optimizer.ts"
+import * as Precision from "../Precision.ts"
 import { cast, constant, div } from "../primitives/algebra.ts"
 import { place } from "../primitives/emit.ts"
 import { equal, select } from "../primitives/pointwise.ts"
@@ -24,6 +25,7 @@ export interface Outputs<P> {
 
 export interface Given {
   readonly optimizer: Optimizer.Optimizer
+  readonly precision: Precision.Precision
   readonly params: Module.ParamTree
   /** In declaration order. */
   readonly parameters: ReadonlyArray<AnyTensor>
@@ -42,13 +44,13 @@ export interface Given {
 export const update = <P>(
   given: Given
 ): { readonly results: Outputs<P>; readonly leafByLeaf: ReadonlyArray<number> } => {
-  const { lossScale, optimizer, parameters, params, state, step } = given
+  const { lossScale, optimizer, parameters, params, precision, state, step } = given
   const leaves = Module.leaves(params)
   const trained = Optimizer.trained(optimizer, params)
   const [total, weight, ...more] = given.sums as readonly [Scalar, Scalar, ...Array<AnyTensor>]
   const next = Optimizer.update(optimizer, trained, {
     parameters: new Map(leaves.map((leaf, i) => [leaf.path, parameters[i]!])),
-    gradients: new Map(trained.map((leaf, i) => [leaf.path, given.gradients[i]!])),
+    gradients: new Map(trained.map((leaf, i) => [leaf.path, Precision.reduceGradient(given.gradients[i]!, precision)])),
     state: state.optimizer,
     ema: state.ema,
     total,

@@ -56,6 +56,9 @@ export const isPointwise = (e: Equation): boolean =>
 /** Whether an elementwise kernel makes the value itself. */
 export const isSource = (e: Equation): boolean => e.primitive.name === "constant" || e.primitive.name === "iota"
 
+/** Results that are values of a 16-bit type whenever the operands are. */
+const exact = new Set(["select", "neg", "abs", "sign", "maximum", "minimum", "floor", "broadcast", "constant"])
+
 interface Operation {
   readonly op: number
   readonly a: number
@@ -97,6 +100,7 @@ export const emitPointwise = (
   const registers = new Map<AnyTensor, number>()
   kept.forEach((x, i) => registers.set(x, i))
   const code: Array<Operation & { readonly dst: number }> = []
+  const reads = new Set(body.equations.flatMap((e) => e.inputs))
   const lastUse = new Map<AnyTensor, number>()
   body.equations.forEach((e, k) => e.inputs.forEach((x) => lastUse.set(x, k)))
   for (const o of body.outputs) lastUse.set(o, body.equations.length)
@@ -120,7 +124,8 @@ export const emitPointwise = (
   body.equations.forEach((e, k) => {
     const xs = e.inputs.map((x) => registers.get(x)!)
     const out = e.outputs[0]!
-    const result = operationOf(e, xs, out, nest, emit, release)
+    const raw = operationOf(e, xs, out, nest, emit, release)
+    const result = reads.has(out) ? rounded(e, raw, xs, emit, release) : raw
     registers.set(out, result)
     hold(result)
     if (!lastUse.has(out)) release(result)
@@ -146,6 +151,26 @@ export const emitPointwise = (
     ...all.flatMap((o): ReadonlyArray<Word> => [o.op, o.dst, o.a, o.b, o.c, o.immediate])
   ]
   emission.push({ opcode: opcodes.POINTWISE, words }, inputs, outputs, true)
+}
+
+/**
+ * Registers hold f32. A 16-bit result that a later operation of the kernel reads is rounded as if it had been stored; what is only stored is rounded
+ * there.
+ */
+const rounded = (
+  e: Equation,
+  register: number,
+  operands: ReadonlyArray<number>,
+  emit: (op: number, a?: number) => number,
+  release: (register: number) => void
+): number => {
+  const { dtype } = e.outputs[0]!.type
+  if ((dtype !== "bf16" && dtype !== "f16") || exact.has(e.primitive.name)) return register
+  const isRounded = e.primitive.name === "cast" && DType.kindOf(e.inputs[0]!.type.dtype) === "float"
+  if (isRounded) return register
+  const result = emit(dtype === "bf16" ? vm.ROUND_BF16 : vm.ROUND_F16, register)
+  if (!operands.includes(register)) release(register)
+  return result
 }
 
 const operationOf = (
