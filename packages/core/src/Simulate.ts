@@ -51,25 +51,35 @@ export const step = <P extends Module.ParamTree, const B extends Step.BatchTypes
   const { pipeline } = strategy
   if (pipeline !== null) {
     return Result.flatMap(Step.checked(config), () =>
-      Step.built(() => {
-        const made = PipelineStep.build(config, strategy, pipeline)
-        return { how: { kind: "pipelined", step: made }, run: (inputs) => pipelined(made, inputs) }
-      })
+      Step.built(() => ofStages(PipelineStep.build(config, strategy, pipeline)))
     )
   }
   return Result.flatMap(Step.make(config), (made) =>
-    Result.map(Partition.partition(made.program, strategy, { padded: true }), (local) => ({
-      how: { kind: "spread", step: made as Step.StepProgram, local },
-      run: (inputs) => spread(made as Step.StepProgram, local, strategy, inputs)
-    }))
+    Result.map(Partition.partition(made.program, strategy, { padded: true }), (local) =>
+      ofRanks(made as Step.StepProgram, local, strategy.mesh)
+    )
   )
 }
 
-const pipelined = (made: PipelineStep.PipelineStep, inputs: ReadonlyArray<HostArray>): Outcome => {
-  const { storage } = made
+/** A step of which every rank of the mesh runs the same program. */
+export const ofRanks = (made: Step.StepProgram, local: Partition.Lowered, mesh: Mesh.Mesh): Simulation => ({
+  how: { kind: "spread", step: made, local },
+  run: (inputs) => spread(made, local, mesh, inputs)
+})
+
+/** A step that was cut into stages. */
+export const ofStages = (made: PipelineStep.PipelineStep): Simulation => ({
+  how: { kind: "pipelined", step: made },
+  run: (inputs) => {
+    const { disagreement, outputs } = Lockstep.run(made, stored(made.storage, inputs))
+    return { disagreement, outputs: joined(made.storage, outputs) }
+  }
+})
+
+/** Inputs as the strategy stores them, from those of the step on one device. */
+export const stored = (storage: Storages.Storage, inputs: ReadonlyArray<HostArray>): ReadonlyArray<HostArray> => {
   const [own, rest] = apart(storage, inputs)
-  const { disagreement, outputs } = Lockstep.run(made, [...Storages.store(storage, own), ...rest])
-  return { disagreement, outputs: joined(storage, outputs) }
+  return [...Storages.store(storage, own), ...rest]
 }
 
 /** What lives, and the rest. */
@@ -86,7 +96,7 @@ const joined = (storage: Storages.Storage, outputs: ReadonlyArray<HostArray>): R
 const spread = (
   { program, storage }: Step.StepProgram,
   local: Partition.Lowered,
-  { mesh }: Strategy.Strategy,
+  mesh: Mesh.Mesh,
   inputs: ReadonlyArray<HostArray>
 ): Outcome => {
   const results = Evaluate.lockstep(local.body, parts({ program, storage }, local, mesh, inputs), mesh)
@@ -106,9 +116,7 @@ export const parts = (
   local: Partition.Lowered,
   mesh: Mesh.Mesh,
   inputs: ReadonlyArray<HostArray>
-): ReadonlyArray<Node.Lockstep> => {
-  const [own, rest] = apart(storage, inputs)
-  return [...Storages.store(storage, own), ...rest].map((x, i) =>
+): ReadonlyArray<Node.Lockstep> =>
+  stored(storage, inputs).map((x, i) =>
     Layout.scatter(Host.reorder(x, program.inputs[i]!.type.axes), local.inputLayouts[i]!, mesh)
   )
-}

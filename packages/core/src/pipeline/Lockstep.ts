@@ -5,9 +5,10 @@ import type { HostArray } from "../HostArray.ts"
 import * as Host from "../HostArray.ts"
 import * as Layout from "../Layout.ts"
 import * as Mesh from "../Mesh.ts"
-import type { Lockstep, TensorType } from "../Node.ts"
+import type { AnyTensor, Lockstep, TensorType } from "../Node.ts"
 import type { Given } from "./Cut.ts"
 import type { ChunkStep, PipelineStep } from "./PipelineStep.ts"
+import type { Timed } from "./Ticks.ts"
 import { timeline } from "./Ticks.ts"
 
 /** Examples of one microbatch: those whose number leaves the rest `index`. */
@@ -33,8 +34,11 @@ export interface Outcome {
   readonly disagreement: number
 }
 
+/** Called with every value that a tick computes; with those of the update, and what it is given, under null. */
+export type Observer = (tick: Timed | null, tensor: AnyTensor, value: Lockstep) => void
+
 /** Inputs and outputs as those of the step on one device, but stored as the strategy stores them. */
-export const run = (step: PipelineStep, inputs: ReadonlyArray<HostArray>): Outcome => {
+export const run = (step: PipelineStep, inputs: ReadonlyArray<HostArray>, observe: Observer = () => {}): Outcome => {
   const { batch, held, parameters, sums } = step.counts
   const given = [...inputs.slice(0, parameters), ...inputs.slice(held, held + batch), ...inputs.slice(-2)]
   const [learningRate, number, , lossScale] = inputs.slice(-4) as [HostArray, HostArray, HostArray, HostArray]
@@ -48,7 +52,13 @@ export const run = (step: PipelineStep, inputs: ReadonlyArray<HostArray>): Outco
   const every = (x: HostArray): Lockstep => Array.from({ length: Mesh.rankCount(step.inner) }, () => x)
   const last = step.chunks.length - 1
 
-  for (const { chunk, microbatch: m, pass, stage } of clock.ticks) {
+  const watch =
+    (tick: Timed | null): Evaluate.Observer =>
+    (e, results) =>
+      e.outputs.forEach((o, i) => observe(tick, o, results[i]!))
+
+  for (const tick of clock.ticks) {
+    const { chunk, microbatch: m, pass, stage } = tick
     const c = chunk * step.stages + stage
     const own = step.chunks[c]!
     if (pass === "forward") {
@@ -57,7 +67,7 @@ export const run = (step: PipelineStep, inputs: ReadonlyArray<HostArray>): Outco
         return Layout.scatter(x, own.forward.inputLayouts[own.chunk.boundary + i]!, step.inner)
       })
       const xs = [...(sent.get(`forward ${c} ${m}`) ?? []), ...parts]
-      const results = Evaluate.lockstep(own.forward.body, xs, step.inner)
+      const results = Evaluate.lockstep(own.forward.body, xs, step.inner, watch(tick))
       kept.set(`${c} ${m}`, [...own.kept.map((i) => xs[i]!), ...results.slice(own.outputs)])
       const values = results.slice(0, own.outputs)
       if (c < last) sent.set(`forward ${c + 1} ${m}`, values)
@@ -65,7 +75,12 @@ export const run = (step: PipelineStep, inputs: ReadonlyArray<HostArray>): Outco
       continue
     }
     const cotangents = c === last ? [every(lossScale)] : sent.get(`backward ${c} ${m}`)!
-    const results = Evaluate.lockstep(own.backward.body, [...kept.get(`${c} ${m}`)!, ...cotangents], step.inner)
+    const results = Evaluate.lockstep(
+      own.backward.body,
+      [...kept.get(`${c} ${m}`)!, ...cotangents],
+      step.inner,
+      watch(tick)
+    )
     kept.delete(`${c} ${m}`)
     const skipped = own.differentiable.filter(Boolean).length
     if (c > 0) sent.set(`backward ${c - 1} ${m}`, results.slice(0, skipped))
@@ -76,20 +91,22 @@ export const run = (step: PipelineStep, inputs: ReadonlyArray<HostArray>): Outco
       gradients.set(key, before === undefined ? found : plus(before, found))
     })
   }
-  return finish(step, inputs.slice(0, held), [learningRate, number, lossScale], totals.slice(0, sums), gradients)
+  const end = ends(step, inputs.slice(0, held), [learningRate, number, lossScale], totals.slice(0, sums), gradients)
+  end.forEach((x, i) => observe(null, step.update.body.inputs[i]!, x))
+  return finish(step, held, Evaluate.lockstep(step.update.body, end, step.mesh, watch(null)))
 }
 
 const layersOf = (x: HostArray, { layers }: Given): HostArray =>
   layers === null ? x : Host.slice(x, "layers", layers.start, layers.size)
 
-/** The update, with what each stage has. */
-const finish = (
+/** What the update is given: everything that lives, scalars, and of sums and gradients what each stage has. */
+const ends = (
   step: PipelineStep,
   held: ReadonlyArray<HostArray>,
   scalars: ReadonlyArray<HostArray>,
   totals: ReadonlyArray<Lockstep>,
   gradients: ReadonlyMap<string, Lockstep>
-): Outcome => {
+): ReadonlyArray<Lockstep> => {
   const { inputLayouts } = step.update
   const program = step.updateProgram
   const whole = [...held, ...scalars].map((x, i) =>
@@ -107,11 +124,15 @@ const finish = (
       gradientOf(step, gradients, leaf, stage)
     )
   })
-  const results = Evaluate.lockstep(step.update.body, [...whole, ...sums, ...parts], step.mesh)
+  return [...whole, ...sums, ...parts]
+}
+
+const finish = (step: PipelineStep, held: number, results: ReadonlyArray<Lockstep>): Outcome => {
+  const program = step.updateProgram
   const all = results.map((x, i) => Layout.collect(x, step.update.outputLayouts[i]!, step.mesh))
   return {
     outputs: all.map(({ array }, i) => {
-      if (i >= held.length) return array
+      if (i >= held) return array
       const want = program.outputs[i]!.type.axes
       return inRuns(Host.reorder(array, want), step.inputs[i]!.axes)
     }),

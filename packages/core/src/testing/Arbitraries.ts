@@ -6,24 +6,29 @@ import type * as Recompute from "../Recompute.ts"
 import type { Choices } from "../Strategy.ts"
 import type { Sizes, Subject } from "./Subject.ts"
 
+/** One of several values; shrinks step by step towards the first, where `fc.constantFrom` would only try the first. */
+export const among = <A>(...values: ReadonlyArray<A>): fc.Arbitrary<A> =>
+  fc.nat(Math.max(0, values.length - 1)).map((i) => values[i]!)
+
 /** Sizes of a subject: each from its own list, the first one being the plainest. */
 export const sizes = (subject: Subject): fc.Arbitrary<Sizes> =>
-  fc.record(
-    Object.fromEntries(Object.entries(subject.sizes).map(([name, values]) => [name, fc.constantFrom(...values)]))
-  )
+  fc.record(Object.fromEntries(Object.entries(subject.sizes).map(([name, values]) => [name, among(...values)])))
 
 const axisNames = ["stage", "data", "context", "tensor"] as const
 export type MeshAxis = (typeof axisNames)[number]
 
-/** Meshes of the given axes, outermost first, of at most `most` ranks; an axis of one rank is left out. */
-export const mesh = (most = 16, axes: ReadonlyArray<MeshAxis> = axisNames): fc.Arbitrary<Mesh.Mesh> =>
-  fc
-    .tuple(...axes.map(() => fc.constantFrom(1, 2, 1, 4)))
-    .map((counts) => axes.flatMap((name, i) => (counts[i]! > 1 ? [[name, counts[i]!] as const] : [])))
+/** Meshes of the given axes, outermost first, of at most `most` ranks; an axis of one rank is left out. They shrink towards two ranks of `data`. */
+export const mesh = (most = 16, axes: ReadonlyArray<MeshAxis> = axisNames): fc.Arbitrary<Mesh.Mesh> => {
+  // Shrinking takes fields in their order: what is plainest comes last.
+  const order = [...axes.filter((name) => name !== "data"), ...axes.filter((name) => name === "data")]
+  return fc
+    .record(Object.fromEntries(order.map((name) => [name, among(1, 1, 2, 4)])))
+    .map((counts) => axes.flatMap((name) => (counts[name]! > 1 ? [[name, counts[name]!] as const] : [])))
     .filter((m) => Meshes.rankCount(m) <= most)
+}
 
 /** Recomputation policies, all layers kept first. */
-export const recompute: fc.Arbitrary<Recompute.Policy> = fc.constantFrom<Array<Recompute.Policy>>(
+export const recompute: fc.Arbitrary<Recompute.Policy> = among<Recompute.Policy>(
   { kind: "none" },
   { kind: "full" },
   { kind: "full", method: "uniform", layers: 2 },
@@ -32,24 +37,33 @@ export const recompute: fc.Arbitrary<Recompute.Policy> = fc.constantFrom<Array<R
   { kind: "selective" }
 )
 
+/** Seeds of values. They do not shrink: one is as plain as the other. */
+export const seed: fc.Arbitrary<number> = fc.noShrink(fc.integer({ min: 1, max: 1000 }))
+
 /** Numbers of microbatches. */
-export const microbatches: fc.Arbitrary<number> = fc.constantFrom(1, 2, 4)
+export const microbatches: fc.Arbitrary<number> = among(1, 2, 4)
+
+/** Every number of microbatches that divides a batch, besides 1; 1 where there is no other. */
+export const microbatchesOf = (batch: number): fc.Arbitrary<number> => {
+  const divisors = Array.from({ length: batch }, (_, i) => i + 1).filter((k) => k > 1 && batch % k === 0)
+  return among(...(divisors.length === 0 ? [1] : divisors))
+}
 
 /** Any combination of what `Strategy.make` takes, legal or not. */
 export const choices = (most = 16, axes?: ReadonlyArray<MeshAxis>): fc.Arbitrary<Choices> =>
   fc
     .record({
       mesh: mesh(most, axes),
-      zero: fc.constantFrom<Array<0 | 1 | 2 | 3>>(0, 1, 2, 3),
-      flat: fc.constantFrom(false, false, true),
-      unit: fc.constantFrom<Array<"block" | "model">>("block", "model"),
+      zero: among<0 | 1 | 2 | 3>(0, 1, 2, 3),
+      flat: among(false, false, true),
+      unit: among<"block" | "model">("block", "model"),
       reshard: fc.boolean(),
       sequence: fc.boolean(),
-      context: fc.constantFrom<Array<"gather" | "ring">>("gather", "ring"),
+      context: among<"gather" | "ring">("gather", "ring"),
       microbatches,
       recompute,
-      schedule: fc.constantFrom<Array<"1f1b" | "gpipe" | "interleaved">>("1f1b", "gpipe", "interleaved"),
-      virtual: fc.constantFrom(1, 2)
+      schedule: among<"1f1b" | "gpipe" | "interleaved">("1f1b", "gpipe", "interleaved"),
+      virtual: among(1, 2)
     })
     .map(({ flat, reshard, schedule, unit, virtual, ...rest }) => ({
       ...rest,

@@ -2,9 +2,19 @@
 import * as fc from "fast-check"
 import * as Result from "effect/Result"
 
-/** A law does not hold. The message is the counterexample, made as small as it could be. */
+/** A law does not hold. The message is the counterexample, made as small as it could be; it fits on a screen. */
 export class LawBroken extends Error {
   override readonly name = "LawBroken"
+  /** The smallest case that was found, as drawn. */
+  readonly smallest: unknown
+  /** To draw the same cases again. */
+  readonly seed: number
+
+  constructor(message: string, smallest: unknown, seed: number) {
+    super(message)
+    this.smallest = smallest
+    this.seed = seed
+  }
 }
 
 export interface Options {
@@ -14,46 +24,114 @@ export interface Options {
   readonly seed?: number
 }
 
-/** A case that was tried: what is wrong with it; null when nothing; "skip" where it is not legal, so that another is drawn. */
-export type Verdict = string | null | "skip"
+/** What is wrong with a case. */
+export interface Problem {
+  /** In a sentence: what differs, and by how much. */
+  readonly what: string
+  /** Lines that name the first equation whose values differ. Looked for in the smallest case only, since it takes time. */
+  readonly where: () => ReadonlyArray<string>
+}
 
-const shown = (value: unknown): string =>
+/** On one case: what is wrong with it; null when nothing; "skip" where it is not legal, so that another is drawn. */
+export type Verdict = Problem | "skip" | null
+
+/** A law: the cases it speaks of, and how a case is printed. */
+export interface Law<A> {
+  readonly name: string
+  readonly cases: fc.Arbitrary<A>
+  /** Of one case, a line for each thing that was chosen. */
+  readonly show: (a: A) => ReadonlyArray<string>
+}
+
+const keyOf = (value: unknown): string =>
   JSON.stringify(value, (_k, v: unknown) => (typeof v === "number" && !Number.isFinite(v) ? String(v) : v))
+
+/** Remembers verdicts: shrinking comes back to the same cases again and again. */
+class Judge {
+  private readonly known = new Map<string, Verdict>()
+
+  find(key: string): Verdict | undefined {
+    return this.known.get(key)
+  }
+
+  /** Lets a case pass, leaves it out, or throws what is wrong with it. */
+  pronounce(key: string, verdict: Verdict): void {
+    this.known.set(key, verdict)
+    fc.pre(verdict !== "skip")
+    if (verdict !== null) throw new Error((verdict as Problem).what)
+  }
+}
+
+const parameters = ({ runs, seed }: Options, usual: number) => ({
+  numRuns: runs ?? usual,
+  maxSkipsPerRun: 200,
+  ...(seed === undefined ? {} : { seed })
+})
 
 /** Draws cases until one is found that fails, and shrinks it; null when none does. */
 export const counterexample = <A>(
-  name: string,
-  cases: fc.Arbitrary<A>,
+  law: Law<A>,
   verdict: (a: A) => Verdict,
-  { runs = 30, seed }: Options
-): string | null => {
-  const checked = new Map<string, Verdict>()
-  const found = fc.check(
-    fc.property(cases, (a) => {
-      const key = shown(a)
-      const known = checked.get(key) ?? verdict(a)
-      checked.set(key, known)
-      fc.pre(known !== "skip")
-      if (known !== null) throw new LawBroken(known)
+  options: Options,
+  usual: number
+): LawBroken | null => {
+  const judge = new Judge()
+  const details = fc.check(
+    fc.property(law.cases, (a) => {
+      const key = keyOf(a)
+      judge.pronounce(key, judge.find(key) ?? verdict(a))
     }),
-    { numRuns: runs, maxSkipsPerRun: 200, ...(seed === undefined ? {} : { seed }) }
+    parameters(options, usual)
   )
-  if (!found.failed) return null
-  if (found.counterexample === null)
-    return `${name}: of ${found.numSkips} cases none was legal; give the subject sizes that divide (powers of two)`
-  const [smallest] = found.counterexample
-  const problem = found.errorInstance instanceof Error ? found.errorInstance.message : String(found.errorInstance)
-  return [
-    `${name} does not hold`,
-    problem,
-    `  case: ${shown(smallest)}`,
-    `  again: { seed: ${found.seed} } (found after ${found.numRuns} cases, shrunk ${found.numShrinks} times)`
-  ].join("\n")
+  return report(law, judge, details)
 }
 
+/** The same for verdicts that take time. */
+export const counterexampleLater = async <A>(
+  law: Law<A>,
+  verdict: (a: A) => Promise<Verdict>,
+  options: Options,
+  usual: number
+): Promise<LawBroken | null> => {
+  const judge = new Judge()
+  const details = await fc.check(
+    fc.asyncProperty(law.cases, async (a) => {
+      const key = keyOf(a)
+      judge.pronounce(key, judge.find(key) ?? (await verdict(a)))
+    }),
+    parameters(options, usual)
+  )
+  return report(law, judge, details)
+}
+
+const report = <A>(law: Law<A>, judge: Judge, found: fc.RunDetails<[A]>): LawBroken | null => {
+  if (!found.failed) return null
+  if (found.counterexample === null) {
+    const why = `${law.name}: of ${found.numSkips} cases none was legal; give the subject sizes that divide (powers of two)`
+    return new LawBroken(why, null, found.seed)
+  }
+  const [smallest] = found.counterexample
+  const problem = judge.find(keyOf(smallest)) ?? null
+  // An error that no law foresaw, such as one of a hook: it is the counterexample.
+  if (problem === null || problem === "skip") throw found.errorInstance
+  const lines = [
+    `${law.name} does not hold`,
+    `  ${problem.what}`,
+    ...law.show(smallest).map((line) => `  ${line}`),
+    ...problem.where().map((line) => `  ${line}`),
+    `  again: { seed: ${found.seed} } (found in case ${found.numRuns}, made smaller ${found.numShrinks} times)`
+  ]
+  return new LawBroken(lines.map(fit).join("\n"), smallest, found.seed)
+}
+
+/** No line is longer than a screen is wide. */
+const fit = (line: string): string => (line.length <= lineLength ? line : `${line.slice(0, lineLength - 3)}...`)
+
+const lineLength = 150
+
 /** Throws when there is a counterexample. */
-export const assert = (found: string | null): void => {
-  if (found !== null) throw new LawBroken(found)
+export const assert = (found: LawBroken | null): void => {
+  if (found !== null) throw found
 }
 
 /** The verdict on a case that may not be legal: errors of the kinds given say so, all others are the law's business. */
@@ -63,5 +141,5 @@ export const legal = <A, E extends { readonly _tag: string; readonly message: st
   then: (a: A) => Verdict
 ): Verdict => {
   if (Result.isSuccess(made)) return then(made.success)
-  return refused.includes(made.failure._tag) ? "skip" : made.failure.message
+  return refused.includes(made.failure._tag) ? "skip" : { what: made.failure.message, where: () => [] }
 }

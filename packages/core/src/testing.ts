@@ -1,0 +1,6 @@
+export { experiment, subject } from "./testing/Subject.ts"
+export type { Sizes, Subject } from "./testing/Subject.ts"
+export { LawBroken } from "./testing/Law.ts"
+export * from "./testing/strategyLaw.ts"
+export * from "./testing/accumulationLaw.ts"
+export * from "./testing/recomputeLaw.ts"
