@@ -16,6 +16,7 @@ import type { Price, Version } from "./partition/Scope.ts"
 import { cheaper, Scope } from "./partition/Scope.ts"
 import type { Way } from "./partition/Ways.ts"
 import { fits, waysOf, wholeWay } from "./partition/Ways.ts"
+import { castP } from "./primitives/algebra.ts"
 import type { ScanParams } from "./primitives/control.ts"
 import { scanP } from "./primitives/control.ts"
 import { placeP } from "./primitives/emit.ts"
@@ -61,9 +62,15 @@ const lowerEquations = (
   held: Map<AnyTensor, ReadonlyArray<Version>>,
   options: Options
 ): void => {
+  const placed = new Set(equations.flatMap((e) => (e.params.role === "gradient" ? e.inputs : [])))
   for (const e of equations) {
     if (e.primitive.meaning.kind === "region") lowerRegion(e, scope, held, options)
-    else if (e.primitive === placeP) {
+    else if (e.primitive === castP && (e.outputs[0]!.role === "gradient" || placed.has(e.outputs[0]!))) {
+      // What a gradient owes is paid where it is placed, in the type that it has there, not where another type has fewer bytes.
+      const [x, o] = [e.inputs[0]!, e.outputs[0]!]
+      for (const { layout, tensor } of scope.versionsOf(x))
+        scope.add(o, { tensor: scope.emit(castP, [tensor], e.params, o.role)[0]!, layout })
+    } else if (e.primitive === placeP) {
       const [x, o] = [e.inputs[0]!, e.outputs[0]!]
       for (const { layout, tensor } of scope.versionsOf(x))
         scope.add(o, { tensor: scope.emit(placeP, [tensor], e.params, o.role)[0]!, layout })

@@ -85,16 +85,19 @@ export const make = <P extends Module.ParamTree, const B extends BatchTypes>(
   ProgramError | RecipeError | PartitionError
 > => Result.flatMap(checked(config), () => built(() => buildStep(config)))
 
-/** Looks whether batch and strategy fit together. */
+/** Looks whether batch, strategy, precision and optimizer fit together. */
 export const checked = <P extends Module.ParamTree, B extends BatchTypes>(
   config: Config<P, B>
 ): Result.Result<void, ProgramError | RecipeError | PartitionError> => {
-  const { strategy = Strategy.single } = config
+  const { precision = Precision.f32, strategy = Strategy.single } = config
   const [types, shape] = Tree.flatten<TensorType, B>(config.batch, isType)
   return built(() => examplesOf(types, Tree.paths(shape))).pipe(
     Result.flatMap((examples) => Accumulate.size(examples, strategy.microbatches)),
     Result.flatMap(() => {
-      const wrong = Recompute.problem(strategy.recompute)
+      const wrong =
+        Recompute.problem(strategy.recompute) ??
+        Precision.problem(precision) ??
+        Precision.optimizerProblem(config.optimizer, Module.leaves(config.params), precision)
       return wrong === null ? Result.void : Result.fail(wrong)
     })
   )
@@ -173,7 +176,7 @@ export const evaluation = <P extends Module.ParamTree, const B>(config: {
     }
   })
 
-/** Any function of parameters and a batch, without training. Outputs keep the types they were written in. */
+/** Any function of parameters and a batch, without training. Outputs keep the types they were written in; parameters come as the precision stores them. */
 export const forward = <P extends Module.ParamTree, const B, Out>(config: {
   readonly params: P
   readonly batch: B
@@ -185,6 +188,8 @@ export const forward = <P extends Module.ParamTree, const B, Out>(config: {
 > =>
   traced(() => {
     const { apply, batch, params, precision = Precision.f32 } = config
+    const wrong = Precision.problem(precision)
+    if (wrong !== null) throw wrong
     const [types, shape] = Tree.flatten<TensorType, B>(batch, isType)
     const tensors = Module.inputs(params)
     const given = Tree.unflatten(
