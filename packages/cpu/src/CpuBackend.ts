@@ -14,7 +14,7 @@ import * as Semaphore from "effect/Semaphore"
 import { availableParallelism } from "node:os"
 import * as CpuPlan from "./CpuPlan.ts"
 import * as Execution from "./Execution.ts"
-import { type Block, type CpuBuffer, type Machine, owned, settle, wrong } from "./Machine.ts"
+import { type Block, type CpuBuffer, type Machine, owned, settle, spanOf, wrong } from "./Machine.ts"
 import * as NativeLibrary from "./NativeLibrary.ts"
 
 /** Where memory comes from. guarded: an inaccessible page behind every buffer and poisoned contents, for tests. */
@@ -130,6 +130,13 @@ const make = Effect.fn("CpuBackend.make")(function* (options: CpuOptions) {
         const bytes = new Uint8Array(found.bytes)
         if (found.bytes > 0) library.read(bytes, found.address, found.bytes)
         return Effect.succeed(bytes)
+      }),
+    span: (buffer) =>
+      Effect.suspend(() => {
+        const found = owned(buffer)
+        return found instanceof DeviceError
+          ? Effect.fail(found)
+          : Effect.succeed(spanOf(library, found, 0, found.bytes))
       })
   })
 })

@@ -11,7 +11,7 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
 import { locate, type Stretch, stretches } from "./CpuPlan.ts"
-import { type Block, type CpuBuffer, execute, type Machine, owned, sameMemory, wrong } from "./Machine.ts"
+import { type Block, type CpuBuffer, execute, type Machine, owned, sameMemory, spanOf, wrong } from "./Machine.ts"
 import type { Instruction } from "./Words.ts"
 
 export interface Parts {
@@ -82,25 +82,10 @@ const addressesOf = (blocks: Blocks): BigInt64Array | DeviceError => {
 }
 
 /** The contiguous memory of a view. */
-const spanOf = ({ machine, plan, program }: Parts, view: Plan.View, blocks: Blocks): Span => {
+const spanOfView = ({ machine, plan, program }: Parts, view: Plan.View, blocks: Blocks): Span => {
   const { binding, offset } = locate(plan, program.inputs.length, view.buffer)
-  const block = blocks[binding]!
   const size = DType.bytesOf(view.dtype)
-  const bytes = Plan.elements(view) * size
-  const address = () => block.address + BigInt(offset + view.offset * size)
-  return {
-    address: address(),
-    bytes,
-    read: () => {
-      const to = new Uint8Array(bytes)
-      if (bytes > 0 && block.address !== 0n) machine.library.read(to, address(), bytes)
-      return to
-    },
-    // A rank that is gone takes nothing any more.
-    write: (from) => {
-      if (bytes > 0 && block.address !== 0n) machine.library.write(address(), from, bytes)
-    }
-  }
+  return spanOf(machine.library, blocks[binding]!, offset + view.offset * size, Plan.elements(view) * size)
 }
 
 const operationOf = ({ equation, send }: Plan.Exchange): Operation => ({
@@ -132,8 +117,8 @@ const perform = (
     if (s.kind === "native") return native(s.words)
     const { exchange } = s
     if (s.kind === "wait") return Fiber.join(flights.get(exchange.id)!)
-    const send = exchange.send.map((v) => spanOf(parts, v, blocks))
-    const receive = exchange.receive.map((v) => spanOf(parts, v, blocks))
+    const send = exchange.send.map((v) => spanOfView(parts, v, blocks))
+    const receive = exchange.receive.map((v) => spanOfView(parts, v, blocks))
     return Effect.map(
       Effect.forkScoped(collectives.run(operationOf(exchange), send, receive), { startImmediately: true }),
       (fiber) => {

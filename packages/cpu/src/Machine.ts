@@ -3,6 +3,7 @@ import * as Axis from "@tessera/core/Axis"
 import { DeviceError } from "@tessera/core/Errors"
 import type { Equation } from "@tessera/core/Node"
 import type { Buffer } from "@tessera/core/services/Backend"
+import type { Span } from "@tessera/core/services/Collectives"
 import * as Effect from "effect/Effect"
 import type * as Semaphore from "effect/Semaphore"
 import type * as NativeLibrary from "./NativeLibrary.ts"
@@ -47,6 +48,23 @@ const statusText = (status: number, equation: Equation | undefined): DeviceError
     reason: "LaunchFailed",
     detail: `the library refused the plan (status ${status})${where}`
   })
+}
+
+/** A stretch of a block as ranks send and receive it. A block that is gone takes nothing any more. */
+export const spanOf = (library: NativeLibrary.Library, block: Block, offset: number, bytes: number): Span => {
+  const address = () => block.address + BigInt(offset)
+  return {
+    address: address(),
+    bytes,
+    read: () => {
+      const to = new Uint8Array(bytes)
+      if (bytes > 0 && block.address !== 0n) library.read(to, address(), bytes)
+      return to
+    },
+    write: (from) => {
+      if (bytes > 0 && block.address !== 0n) library.write(address(), from, bytes)
+    }
+  }
 }
 
 /** The native library with its threads. It does one run at a time. */

@@ -31,6 +31,9 @@ const make = (type: TensorType, value: Host.HostArray | null): ReferenceBuffer =
   value
 })
 
+const bytesIn = (b: ReferenceBuffer): Uint8Array =>
+  b.value === null ? new Uint8Array(b.bytes) : Host.toBytes(Host.reorder(b.value, b.type.axes))
+
 /** The first equation that needs other ranks, as text, or null. */
 const collectiveOf = (body: Program.Body): string | null => {
   for (const e of body.equations) {
@@ -89,8 +92,14 @@ export const layer: Layer.Layer<Backend> = Layer.succeed(Backend, {
     Effect.map(holding(buffer), (b) => {
       b.value = Host.fromBytes(b.type.axes, b.type.dtype, bytes)
     }),
-  read: (buffer) =>
-    Effect.map(holding(buffer), (b) =>
-      b.value === null ? new Uint8Array(b.bytes) : Host.toBytes(Host.reorder(b.value, b.type.axes))
-    )
+  read: (buffer) => Effect.map(holding(buffer), bytesIn),
+  span: (buffer) =>
+    Effect.map(holding(buffer), (b) => ({
+      address: 0n,
+      bytes: b.bytes,
+      read: () => bytesIn(b),
+      write: (bytes) => {
+        b.value = Host.fromBytes(b.type.axes, b.type.dtype, bytes)
+      }
+    }))
 })

@@ -4,6 +4,7 @@ import type * as Scope from "effect/Scope"
 import type { CollectiveError, CompileError, DeviceError } from "../Errors.ts"
 import type { Cost, Equation, TensorType } from "../Node.ts"
 import type { Program } from "../Program.ts"
+import type { Span } from "./Collectives.ts"
 
 /** Memory of a backend that holds one tensor. Its content changes when an executable it was donated to has run. */
 export interface Buffer {
@@ -72,5 +73,7 @@ export class Backend extends Context.Service<
     readonly write: (buffer: Buffer, bytes: Uint8Array) => Effect.Effect<void, DeviceError>
     /** A copy of a buffer's bytes, in the type's memory order. */
     readonly read: (buffer: Buffer) => Effect.Effect<Uint8Array, DeviceError>
+    /** A buffer's memory as ranks send and receive it. */
+    readonly span: (buffer: Buffer) => Effect.Effect<Span, DeviceError>
   }
 >()("@tessera/core/Backend") {}
