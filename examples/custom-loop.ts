@@ -84,7 +84,7 @@ const program = Effect.gen(function* () {
   const training = yield* Trainer.make({ ...task, optimizer: Optimizer.make(adamw()) })
   yield* Trainer.initialise(training, 1)
   const evaluator = yield* Tasks.evaluator(task)
-  const parameters = Trainer.parameters(training)
+  const parameters = yield* Trainer.parameters(training)
   const validate = Effect.map(
     evaluator.run(parameters, Stream.make(points(1))),
     (sums) => sums["total"]! / sums["weight"]!

@@ -110,7 +110,7 @@ const program = Effect.gen(function* () {
   )
 
   const evaluator = yield* Tasks.evaluator(task)
-  const sums = yield* evaluator.run(Trainer.parameters(training), Stream.map(test.batches(test.start), onHost))
+  const sums = yield* evaluator.run(yield* Trainer.parameters(training), Stream.map(test.batches(test.start), onHost))
   const { accuracy, loss, samples } = Tasks.summary(sums)
   console.log(`${samples} test digits: loss ${loss.toFixed(3)}, ${(accuracy * 100).toFixed(1)} % right`)
 })

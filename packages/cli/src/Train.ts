@@ -75,7 +75,9 @@ const loop = Effect.fnUntraced(function* ({ folder, json, recipe, resume }: Trai
     const known = yield* Ref.get(latest)
     if (evaluator === null || test === null || known?.step === step) return
     const began = yield* seconds
-    const result = Tasks.summary(yield* evaluator.run(Trainer.parameters(training), test.batches))
+    const result = yield* Effect.scoped(
+      Effect.flatMap(Trainer.parameters(training), (parameters) => evaluator.run(parameters, test.batches))
+    ).pipe(Effect.map(Tasks.summary))
     const report = { run: recipe.name, step, epoch, name: "validation", ...result, seconds: (yield* seconds) - began }
     yield* Ref.set(latest, report)
     const tracker = yield* Tracker
@@ -125,7 +127,7 @@ const loop = Effect.fnUntraced(function* ({ folder, json, recipe, resume }: Trai
     Effect.provide(RunTrackers.layer({ paths, json, resumedStep: resumed }))
   )
   const evaluation = yield* Ref.get(latest)
-  return { parameters: Trainer.parameters(training), classes, evaluation, folder: store.folder }
+  return { parameters: yield* Trainer.parameters(training), classes, evaluation, folder: store.folder }
 })
 
 /** Opens the newest sound checkpoint, if there is one, and goes back to it. Gives the step. */

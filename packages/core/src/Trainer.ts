@@ -16,6 +16,7 @@ import * as Ref from "effect/Ref"
 import type * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
+import * as Axis from "./Axis.ts"
 import type { CheckpointError } from "./CheckpointError.ts"
 import type { Kind, Metric } from "./CheckpointManifest.ts"
 import * as CheckpointMatch from "./CheckpointMatch.ts"
@@ -23,17 +24,20 @@ import type { CollectiveError, CompileError, DeviceError, PartitionError, Progra
 import { TrainError } from "./Errors.ts"
 import * as Host from "./HostArray.ts"
 import * as Module from "./Module.ts"
+import type * as Mesh from "./Mesh.ts"
 import type { TensorType } from "./Node.ts"
+import { bytesOf } from "./Node.ts"
 import * as Optimizer from "./Optimizer.ts"
 import * as Precision from "./Precision.ts"
+import * as StepRunner from "./runner/StepRunner.ts"
 import type { Schedule } from "./Schedule.ts"
-import type { Buffer, Executable } from "./services/Backend.ts"
+import type { Buffer } from "./services/Backend.ts"
 import { Backend } from "./services/Backend.ts"
-import type { CheckpointReader, SavedCheckpoint } from "./services/CheckpointStore.ts"
+import type { CheckpointReader, SavedCheckpoint, TensorRecord } from "./services/CheckpointStore.ts"
 import { CheckpointStore } from "./services/CheckpointStore.ts"
+import { Collectives, single } from "./services/Collectives.ts"
 import type { StepReport } from "./services/Tracker.ts"
-import * as Step from "./Step.ts"
-import * as Tree from "./Tree.ts"
+import type * as Step from "./Step.ts"
 
 /** One batch on the host. */
 export interface DataBatch {
@@ -53,13 +57,6 @@ export interface Data<E = never, R = never> {
   readonly batches: (from: Schema.Json | null) => Stream.Stream<DataBatch, E, R>
 }
 
-/** A tensor that lives from step to step, and its name in checkpoints. */
-export interface Held {
-  readonly name: string
-  readonly kind: Kind
-  readonly buffer: Buffer
-}
-
 /** How far a run is: with the held tensors all that decides how it goes on. */
 export interface Position {
   /** Steps done. */
@@ -70,16 +67,13 @@ export interface Position {
   readonly lossScale: Precision.LossScaleState
 }
 
-/** A compiled step and what it works on. Lives as long as its scope. */
+/** A compiled step and what it works on, on one rank. Lives as long as its scope. */
 export interface Training {
-  readonly program: Step.StepProgram
-  readonly executable: Executable
+  readonly runner: StepRunner.StepRunner
   readonly params: Module.ParamTree
+  /** As it treats declared parameters. */
   readonly optimizer: Optimizer.Optimizer
   readonly precision: Precision.Precision
-  readonly held: ReadonlyArray<Held>
-  readonly batch: ReadonlyArray<{ readonly name: string; readonly type: TensorType }>
-  readonly metrics: ReadonlyArray<string>
   readonly position: Ref.Ref<Position>
 }
 
@@ -91,9 +85,10 @@ const start = (precision: Precision.Precision): Position => ({
   lossScale: Precision.initialLossScale(precision)
 })
 
-const kinds: Readonly<Record<string, Kind>> = { params: "parameter", optimizer: "optimizer", ema: "ema" }
-
-/** Compiles the step and allocates what it keeps. Contents are undefined until `initialise` or `restore`. */
+/**
+ * Compiles the step for the rank that this is, and allocates what it keeps. Contents are undefined until `initialise` or `restore`. Fails with
+ * `PartitionError` when the strategy's mesh is not that of the ranks at hand.
+ */
 export const make = Effect.fn("Trainer.make")(function* <P extends Module.ParamTree, const B extends Step.BatchTypes>(
   config: Step.Config<P, B>
 ): Effect.fn.Return<
@@ -101,58 +96,45 @@ export const make = Effect.fn("Trainer.make")(function* <P extends Module.ParamT
   ProgramError | RecipeError | PartitionError | CompileError | DeviceError,
   Backend | Scope.Scope
 > {
-  const backend = yield* Backend
-  const step = yield* Effect.fromResult(Step.make(config))
-  const { program } = step
-  const executable = yield* backend.compile(program, { donated: step.donated })
-  const names = Tree.paths(program.inTree)
-  const count = step.donated.length
-  const held: Array<Held> = []
-  for (const [i, path] of names.slice(0, count).entries()) {
-    const [group, ...rest] = path.split("/")
-    const buffer = yield* backend.allocate(program.inputs[i]!.type)
-    held.push({ name: rest.join("/"), kind: kinds[group!]!, buffer })
-  }
+  const runner = yield* StepRunner.make(config)
   const precision = config.precision ?? Precision.f32
   return {
-    program: step as Step.StepProgram,
-    executable,
+    runner,
     params: config.params,
     optimizer: Precision.optimizerIn(config.optimizer, precision),
     precision,
-    held,
-    batch: names
-      .slice(count, -4)
-      .map((path, i) => ({ name: path.slice("batch/".length), type: program.inputs[count + i]!.type })),
-    metrics: Tree.paths(program.outTree)
-      .slice(count)
-      .map((path) => path.slice("metrics/".length)),
     position: yield* Ref.make(start(precision))
   }
 })
 
-/** Parameters from the seed, the optimizer's state before the first step, step 0. */
+/** Parameters from the seed, the optimizer's state before the first step, step 0. The same whatever the mesh. */
 export const initialise = Effect.fn("Trainer.initialise")(function* (training: Training, seed: number) {
   const backend = yield* Backend
+  const { optimizer, params, runner } = training
   yield* Effect.scoped(
     Effect.gen(function* () {
       const from = yield* scalarBuffer({ axes: [], dtype: "u32" }, seed)
-      const fill = yield* backend.compile(Module.init(training.params, training.optimizer.stored))
-      yield* copy(yield* fill.run([from]), ofKind(training, ["parameter"]))
-    })
-  )
-  yield* Effect.scoped(
-    Effect.gen(function* () {
-      const first = yield* backend.compile(Optimizer.initial(training.optimizer, training.params))
-      const results = yield* first.run(ofKind(training, ["parameter"]))
-      yield* copy(results, ofKind(training, ["optimizer", "ema"]))
+      const fill = yield* alone(backend.compile(Module.init(params, optimizer.stored)))
+      const parameters = yield* fill.run([from])
+      const first = yield* alone(backend.compile(Optimizer.initial(optimizer, params)))
+      const all = [...parameters, ...(yield* first.run(parameters))]
+      if (StepRunner.isPlain(runner)) return yield* copy(all, buffersOf(training))
+      yield* StepRunner.load(runner, yield* Effect.forEach(all, downloaded))
     })
   )
   yield* Ref.set(training.position, start(training.precision))
 })
 
-const ofKind = (training: Training, wanted: ReadonlyArray<Kind>): ReadonlyArray<Buffer> =>
-  training.held.filter(({ kind }) => wanted.includes(kind)).map(({ buffer }) => buffer)
+/** Compiles what every rank does by itself. */
+const alone = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
+  Effect.provideService(effect, Collectives, single)
+
+const buffersOf = (training: Training): ReadonlyArray<Buffer> => training.runner.held.map(({ buffer }) => buffer)
+
+const downloaded = (buffer: Buffer) =>
+  Effect.flatMap(Backend, (backend) =>
+    Effect.map(backend.read(buffer), (bytes) => Host.fromBytes(buffer.type.axes, buffer.type.dtype, bytes))
+  )
 
 /** Copies contents through the host, matching axes by name. */
 const copy = Effect.fnUntraced(function* (from: ReadonlyArray<Buffer>, to: ReadonlyArray<Buffer>) {
@@ -176,13 +158,32 @@ const scalarBuffer = Effect.fnUntraced(function* (type: TensorType, value: numbe
   return buffer
 })
 
-/** The buffers of the parameters in declaration order: averaged ones where there are and `averaged` asks for them. */
-export const parameters = (training: Training, averaged = true): ReadonlyArray<Buffer> => {
-  const averages = new Map(training.held.filter((h) => h.kind === "ema").map((h) => [h.name, h.buffer]))
-  return training.held
-    .filter((h) => h.kind === "parameter")
-    .map((h) => (averaged ? averages.get(h.name) : undefined) ?? h.buffer)
-}
+/**
+ * The parameters as declared, in their order: averaged ones where there are and `averaged` asks for them. Those of the training itself where it holds
+ * them so, else copies that live as long as the scope, for which all ranks come together.
+ */
+export const parameters = Effect.fn("Trainer.parameters")(function* (
+  training: Training,
+  averaged = true
+): Effect.fn.Return<ReadonlyArray<Buffer>, CompileError | DeviceError | CollectiveError, Backend | Scope.Scope> {
+  const backend = yield* Backend
+  const { runner } = training
+  const { logical } = runner.storage
+  const averages = new Map(logical.flatMap((h, i) => (h.kind === "ema" ? [[h.name, i] as const] : [])))
+  const wanted = logical.flatMap((h, i) =>
+    h.kind === "parameter" ? [(averaged ? averages.get(h.name) : undefined) ?? i] : []
+  )
+  if (StepRunner.isPlain(runner)) return wanted.map((i) => runner.held[i]!.buffer)
+  const arrays = yield* StepRunner.declared(runner)
+  return yield* Effect.forEach(wanted, (i) =>
+    Effect.gen(function* () {
+      const { type } = logical[i]!
+      const buffer = yield* backend.allocate(type)
+      yield* backend.write(buffer, Host.toBytes(Host.reorder(arrays[i]!, type.axes)))
+      return buffer
+    })
+  )
+})
 
 export interface StepsOptions<E, R> {
   /** Name of the run in reports. */
@@ -227,22 +228,21 @@ export const steps = <E, R>(
       const backend = yield* Backend
       const { data, totalSteps } = options
       const from = yield* Ref.get(training.position)
-      const scalars: Array<Buffer> = []
-      for (const dtype of ["f32", "f32", "u32", "f32"] as const)
-        scalars.push(yield* backend.allocate({ axes: [], dtype }))
+      const { mesh, rank } = yield* Collectives
+      const { batch: leaves } = training.runner
       const free = yield* Queue.bounded<Slot>(slotCount)
       for (let i = 0; i < slotCount; i++) {
         const buffers: Array<Buffer> = []
-        for (const { type } of training.batch) buffers.push(yield* backend.allocate(type))
+        for (const { local } of leaves) buffers.push(yield* backend.allocate(local))
         yield* Queue.offer(free, { buffers })
       }
       const upload = Effect.fnUntraced(function* (batch: DataBatch) {
         const slot = yield* Queue.take(free)
-        for (const [i, { name }] of training.batch.entries()) {
-          const bytes = batch.arrays[name]
-          if (bytes === undefined || bytes.byteLength !== slot.buffers[i]!.bytes)
-            return yield* mismatch(from.step, name, slot.buffers[i]!.bytes, bytes)
-          yield* backend.write(slot.buffers[i]!, bytes)
+        for (const [i, leaf] of leaves.entries()) {
+          const bytes = batch.arrays[leaf.name]
+          if (bytes === undefined || bytes.byteLength !== bytesOf(leaf.type))
+            return yield* mismatch(from.step, leaf.name, bytesOf(leaf.type), bytes)
+          yield* backend.write(slot.buffers[i]!, ownPart(bytes, leaf, mesh, rank))
         }
         return { slot, batch }
       })
@@ -262,7 +262,7 @@ export const steps = <E, R>(
         const waited = (yield* seconds) - began
         const report = yield* Effect.uninterruptible(
           Effect.gen(function* () {
-            const done = yield* advance(training, options, batch, [...slot.buffers, ...scalars])
+            const done = yield* advance(training, options, batch, slot.buffers)
             const full: StepReport = { ...done, seconds: (yield* seconds) - began, dataSeconds: waited }
             if (options.onStep !== undefined) yield* options.onStep(full)
             return full
@@ -277,6 +277,12 @@ export const steps = <E, R>(
     })
   )
 
+/** Of a whole batch what this rank works on. */
+const ownPart = (bytes: Uint8Array, leaf: StepRunner.Part, mesh: Mesh.Mesh, rank: number): Uint8Array =>
+  Axis.equal(leaf.type.axes, leaf.local.axes)
+    ? bytes
+    : Host.toBytes(StepRunner.partOf(Host.fromBytes(leaf.type.axes, leaf.type.dtype, bytes), leaf, mesh, rank))
+
 const mismatch = (step: number, name: string, bytes: number, found: Uint8Array | undefined) =>
   new TrainError({
     reason: "BatchMismatch",
@@ -284,28 +290,24 @@ const mismatch = (step: number, name: string, bytes: number, found: Uint8Array |
     detail: `the step needs ${bytes} bytes of "${name}" in every batch, the data gave ${found === undefined ? "none" : found.byteLength}`
   })
 
-/** One step; to be run without interruption, so that it is whole or not at all. `inputs` are the batch and the four scalars. */
+/** One step; to be run without interruption, so that it is whole or not at all. */
 const advance = <E, R>(
   training: Training,
   { run, schedule, seed, totalSteps }: StepsOptions<E, R>,
   batch: DataBatch,
-  inputs: ReadonlyArray<Buffer>
+  buffers: ReadonlyArray<Buffer>
 ) =>
   Effect.gen(function* () {
-    const backend = yield* Backend
     const before = yield* Ref.get(training.position)
     const step = before.step + 1
     const learningRate = schedule.at(before.step)
-    const values = [learningRate, step, stepSeed(seed, step), before.lossScale.scale]
-    for (const [i, buffer] of inputs.slice(-4).entries())
-      yield* backend.write(buffer, Host.toBytes(Host.scalar(values[i]!, buffer.type.dtype)))
-    const outputs = yield* training.executable.run([...training.held.map((h) => h.buffer), ...inputs])
-    const metrics: Record<string, number> = {}
-    for (const [i, name] of training.metrics.entries()) {
-      const { axes, dtype } = outputs[training.held.length + i]!.type
-      const bytes = yield* backend.read(outputs[training.held.length + i]!)
-      metrics[name] = Host.fromBytes(axes, dtype, bytes).data[0]!
-    }
+    const scale = before.lossScale.scale
+    const metrics = yield* training.runner.run(buffers, {
+      learningRate,
+      step,
+      seed: stepSeed(seed, step),
+      lossScale: scale
+    })
     const finite = metrics["finite"] === 1
     if (!finite && training.precision.lossScale === null)
       return yield* new TrainError({ reason: "LossNotFinite", step, detail: notFinite(metrics, learningRate) })
@@ -351,44 +353,79 @@ export interface SavedState {
   readonly run: Schema.Json
 }
 
-/** Saves all held tensors and the position. `run` is the caller's: recipe, model, seed. */
+/**
+ * Saves everything that lives, as declared, and the position; it loads under any strategy. `run` is the caller's: recipe, model, seed. All ranks call it,
+ * the first one writes.
+ */
 export const save = (
   training: Training,
   options: { readonly run?: Schema.Json; readonly metric?: Metric } = {}
-): Effect.Effect<SavedCheckpoint, CheckpointError, CheckpointStore | Backend> =>
+): Effect.Effect<
+  SavedCheckpoint,
+  CheckpointError | CompileError | DeviceError | CollectiveError,
+  CheckpointStore | Backend
+> =>
   Effect.gen(function* () {
-    const backend = yield* Backend
     const store = yield* CheckpointStore
+    const { barrier, rank } = yield* Collectives
     const position = yield* Ref.get(training.position)
-    const state = { position: { ...position }, digest: training.program.digest, run: options.run ?? null }
-    return yield* store.save({
+    const state = { position: { ...position }, digest: training.runner.digest, run: options.run ?? null }
+    const tensors = yield* records(training)
+    if (rank > 0) {
+      yield* barrier
+      const found = (yield* store.list).findLast((c) => c.step === position.step)
+      if (found === undefined) return yield* Effect.die(new Error(`the checkpoint of step ${position.step} is gone`))
+      return { path: found.path, step: found.step, bytes: found.bytes }
+    }
+    const saved = yield* store.save({
       step: position.step,
       state: state as unknown as Schema.Json,
       ...(options.metric === undefined ? {} : { metric: options.metric }),
-      tensors: training.held.map(({ buffer, kind, name }) => ({
-        name,
-        kind,
-        dtype: buffer.type.dtype,
-        axes: buffer.type.axes.map(({ name: axis, size }) => ({ name: axis, size })),
-        // Reading own memory fails for a wrong buffer only: a defect.
-        data: Effect.orDie(backend.read(buffer))
-      }))
+      tensors
     })
+    yield* barrier
+    return saved
   }).pipe(Effect.withSpan("Trainer.save"))
+
+/** Everything that lives, as declared. */
+const records = Effect.fnUntraced(function* (training: Training) {
+  const backend = yield* Backend
+  const { runner } = training
+  const { logical } = runner.storage
+  const arrays = StepRunner.isPlain(runner) ? null : yield* StepRunner.declared(runner)
+  return logical.map(({ kind, name, type }, i): TensorRecord => {
+    const { axes, dtype } = arrays === null ? runner.held[i]!.buffer.type : type
+    return {
+      name,
+      kind,
+      dtype,
+      axes: axes.map(({ name: axis, size }) => ({ name: axis, size })),
+      // Reading own memory fails for a wrong buffer only: a defect.
+      data:
+        arrays === null
+          ? Effect.orDie(backend.read(runner.held[i]!.buffer))
+          : Host.toBytes(Host.reorder(arrays[i]!, axes))
+    }
+  })
+})
 
 /** Makes the training what it was at a checkpoint. Fails with `ManifestMismatch` when names, axes or types differ; nothing is changed then. */
 export const restore = Effect.fn("Trainer.restore")(function* (training: Training, reader: CheckpointReader) {
   const backend = yield* Backend
-  const expected = training.held.map(({ buffer, kind, name }) => ({
-    name,
-    kind,
-    dtype: buffer.type.dtype,
-    axes: buffer.type.axes
-  }))
+  const { runner } = training
+  const { logical } = runner.storage
+  const plain = StepRunner.isPlain(runner)
+  const types = logical.map(({ type }, i) => (plain ? runner.held[i]!.buffer.type : type))
+  const expected = logical.map(({ kind, name }, i) => ({ name, kind, ...types[i]! }))
   yield* Effect.fromResult(CheckpointMatch.match(reader.path, reader.manifest, expected))
-  for (const { buffer, kind, name } of training.held) {
-    const order = buffer.type.axes.map((a) => a.name)
-    yield* backend.write(buffer, yield* reader.read(name, { kind, order }))
+  const read = ({ kind, name }: { readonly kind: Kind; readonly name: string }, i: number) =>
+    reader.read(name, { kind, order: types[i]!.axes.map((a) => a.name) })
+  if (plain) for (const [i, h] of logical.entries()) yield* backend.write(runner.held[i]!.buffer, yield* read(h, i))
+  else {
+    const arrays = yield* Effect.forEach(logical, (h, i) =>
+      Effect.map(read(h, i), (bytes) => Host.fromBytes(types[i]!.axes, types[i]!.dtype, bytes))
+    )
+    yield* StepRunner.load(runner, arrays)
   }
   const state = reader.manifest.state as unknown as SavedState
   yield* Ref.set(training.position, state.position)

@@ -3,6 +3,7 @@ import { assert, describe, it } from "@effect/vitest"
 import { Backend } from "@tessera/core/services/Backend"
 import type { Buffer, Executable } from "@tessera/core/services/Backend"
 import type { StepReport } from "@tessera/core/services/Tracker"
+import * as Step from "@tessera/core/Step"
 import * as Trainer from "@tessera/core/Trainer"
 import * as CpuBackend from "@tessera/cpu/CpuBackend"
 import * as Effect from "effect/Effect"
@@ -19,18 +20,21 @@ const small: Trainings.Sizes = { batch: 8, hidden: 32, layers: 2 }
 /** A few hundred milliseconds a step on one thread. */
 const long: Trainings.Sizes = { batch: 256, hidden: 192, layers: 6 }
 
-/** An initialised training and the inputs of its step for direct use of the executable. */
+/** A compiled step and its inputs. */
 const prepare = Effect.fnUntraced(function* (sizes: Trainings.Sizes) {
   const backend = yield* Backend
+  const { donated, program } = yield* Effect.fromResult(Step.make(Trainings.config(sizes)))
+  const executable = yield* backend.compile(program, { donated })
   const training = yield* Trainer.make(Trainings.config(sizes))
   yield* Trainer.initialise(training, 1)
-  const batch: Array<Buffer> = []
-  for (const input of training.program.program.inputs.slice(training.held.length)) {
+  const held = training.runner.held.map(({ buffer }) => buffer)
+  const rest: Array<Buffer> = []
+  for (const input of program.inputs.slice(held.length)) {
     const buffer = yield* backend.allocate(input.type)
     yield* backend.write(buffer, new Uint8Array(buffer.bytes))
-    batch.push(buffer)
+    rest.push(buffer)
   }
-  return { training, inputs: [...training.held.map(({ buffer }) => buffer), ...batch] }
+  return { executable, held, inputs: [...held, ...rest] }
 })
 
 const milliseconds = Effect.sync(() => performance.now())
@@ -65,12 +69,12 @@ const onOneThread = Effect.provide(CpuBackend.layerWith({ threads: 1 }))
 describe("a running step", () => {
   it.live("leaves the event loop free", () =>
     Effect.gen(function* () {
-      const { inputs, training } = yield* prepare(long)
+      const { executable, inputs } = yield* prepare(long)
       const shares: Array<number> = []
       for (let i = 0; i < 4; i++) {
         let step = 0
         const gap = yield* longestGap(
-          Effect.map(timed(training.executable, inputs), (took) => {
+          Effect.map(timed(executable, inputs), (took) => {
             step = took
           })
         )
@@ -85,13 +89,12 @@ describe("a running step", () => {
   it.live("ends within about a kernel when it is interrupted, and its buffers stay usable", () =>
     Effect.gen(function* () {
       const backend = yield* Backend
-      const { inputs, training } = yield* prepare(long)
-      const { executable, held } = training
+      const { executable, held, inputs } = yield* prepare(long)
       const before: Array<Uint8Array> = []
-      for (const { buffer } of held) before.push(yield* backend.read(buffer))
-      const restore = Effect.forEach(held, ({ buffer }, i) => backend.write(buffer, before[i]!), { discard: true })
+      for (const buffer of held) before.push(yield* backend.read(buffer))
+      const restore = Effect.forEach(held, (buffer, i) => backend.write(buffer, before[i]!), { discard: true })
       const whole = yield* timed(executable, inputs)
-      const expected = yield* backend.read(held[0]!.buffer)
+      const expected = yield* backend.read(held[0]!)
       const waits: Array<number> = []
       for (const part of [0.1, 0.3, 0.5, 0.2, 0.4]) {
         yield* restore
@@ -105,15 +108,15 @@ describe("a running step", () => {
       assert.isBelow(Math.min(...waits), whole / 4)
       yield* restore
       yield* executable.run(inputs)
-      assert.deepStrictEqual(yield* backend.read(held[0]!.buffer), expected, "as if nothing had been interrupted")
+      assert.deepStrictEqual(yield* backend.read(held[0]!), expected, "as if nothing had been interrupted")
     }).pipe(Effect.scoped, onOneThread)
   )
 
   it.live("makes another one wait that can be interrupted at once", () =>
     Effect.gen(function* () {
-      const { inputs, training } = yield* prepare(long)
-      const working = yield* Effect.forkChild(training.executable.run(inputs))
-      const waiting = yield* Effect.forkChild(training.executable.run(inputs))
+      const { executable, inputs } = yield* prepare(long)
+      const working = yield* Effect.forkChild(executable.run(inputs))
+      const waiting = yield* Effect.forkChild(executable.run(inputs))
       yield* Effect.sleep("10 millis")
       yield* Fiber.interrupt(waiting)
       assert.isUndefined(working.pollUnsafe(), "the first is still at work")
@@ -124,11 +127,11 @@ describe("a running step", () => {
   it.live("is cancelled when its scope closes, and refuses to start afterwards", () =>
     Effect.gen(function* () {
       const scope = yield* Scope.make()
-      const { inputs, training } = yield* prepare(long).pipe(Scope.provide(scope))
-      const fiber = yield* Effect.forkChild(Effect.result(training.executable.run(inputs)))
+      const { executable, inputs } = yield* prepare(long).pipe(Scope.provide(scope))
+      const fiber = yield* Effect.forkChild(Effect.result(executable.run(inputs)))
       yield* Effect.sleep("20 millis")
       yield* Scope.close(scope, Exit.void)
-      for (const result of [yield* Fiber.join(fiber), yield* Effect.result(training.executable.run(inputs))]) {
+      for (const result of [yield* Fiber.join(fiber), yield* Effect.result(executable.run(inputs))]) {
         assert.strictEqual(result._tag, "Failure")
         if (result._tag === "Failure") assert.include(["Cancelled", "WrongBuffer"], result.failure.reason)
       }

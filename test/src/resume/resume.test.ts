@@ -78,7 +78,7 @@ const part = Effect.fnUntraced(function* (recipe: ReturnType<typeof recipeOf>, u
   )
   yield* Trainer.save(training)
   const held: Array<readonly [string, string]> = []
-  for (const { buffer, kind, name } of training.held)
+  for (const { buffer, kind, name } of training.runner.held)
     held.push([`${kind} ${name}`, Buffer.from(yield* backend.read(buffer)).toString("base64")])
   return { losses: reports.map((r) => r.loss), held, position: yield* Ref.get(training.position) }
 }, Effect.scoped)

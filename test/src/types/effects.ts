@@ -107,7 +107,16 @@ export type OfTheTrainer = [
       Disk | Backend | CheckpointStore
     >
   >,
-  Holds<Equals<Of<typeof Trainer.save>, Effect.Effect<SavedCheckpoint, CheckpointError, CheckpointStore | Backend>>>,
+  Holds<
+    Equals<
+      Of<typeof Trainer.save>,
+      Effect.Effect<
+        SavedCheckpoint,
+        CheckpointError | CompileError | DeviceError | CollectiveError,
+        CheckpointStore | Backend
+      >
+    >
+  >,
   Holds<Fails<Of<typeof Trainer.restore>, CheckpointError | DeviceError, Backend>>,
   Holds<
     Fails<Of<typeof Tasks.evaluator>, ProgramError | RecipeError | CompileError | DeviceError, Backend | Scope.Scope>

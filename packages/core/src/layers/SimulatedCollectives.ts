@@ -23,7 +23,7 @@ import { Collectives } from "../services/Collectives.ts"
 export interface Fault {
   readonly rank: number
   readonly collective: number
-  /** dies: the rank ends. stalls: it does not go on. shape: it brings one element less. */
+  /** dies: the rank ends. stalls: it does not go on, and ends when all others have. shape: it brings one element less. */
   readonly kind: "dies" | "stalls" | "shape"
 }
 
@@ -62,6 +62,9 @@ interface Cluster {
   readonly faults: ReadonlyArray<Fault>
   readonly meetings: Map<string, Meeting>
   readonly lost: Map<number, string>
+  /** Ranks that stall, and what they wait for: the end of the others. */
+  readonly stalled: Set<number>
+  readonly over: Deferred.Deferred<void>
 }
 
 /** Runs one effect for every rank of a mesh, all at once, and gives how each ended. Interruption interrupts all. */
@@ -76,7 +79,9 @@ export const ranks = <A, E, R>(
       timeout: Duration.fromInputUnsafe(options.timeout ?? "10 seconds"),
       faults: options.faults ?? [],
       meetings: new Map(),
-      lost: new Map()
+      lost: new Map(),
+      stalled: new Set(),
+      over: Deferred.makeUnsafe<void>()
     }
     const all = Array.from({ length: Mesh.rankCount(mesh) }, (_, rank) => rank)
     return Effect.forEach(
@@ -103,6 +108,8 @@ export const all = <A, E, R>(
 const lose = (cluster: Cluster, rank: number, how: string): Effect.Effect<void> =>
   Effect.suspend(() => {
     cluster.lost.set(rank, how)
+    if (cluster.lost.size + cluster.stalled.size >= Mesh.rankCount(cluster.mesh))
+      Deferred.doneUnsafe(cluster.over, Exit.void)
     const waiting = [...cluster.meetings.values()].filter((m) => m.expected.includes(rank) && !m.arrived.has(rank))
     return Effect.forEach(waiting, (m) => Deferred.fail(m.done, gone(cluster, rank)), { discard: true })
   })
@@ -145,7 +152,10 @@ const serviceOf = (cluster: Cluster, rank: number): CollectivesService => {
     Effect.suspend(() => {
       const fault = faultOf()
       if (fault?.kind === "dies") return Effect.andThen(lose(cluster, rank, "has died"), Effect.interrupt)
-      if (fault?.kind === "stalls") return Effect.never
+      if (fault?.kind === "stalls") {
+        cluster.stalled.add(rank)
+        return Effect.andThen(Deferred.await(cluster.over), Effect.interrupt)
+      }
       const what = fault?.kind === "shape" ? `${part.what} less one element` : part.what
       const arrival: Arrival = { rank, what, send: part.send.map((s) => s.read()), receive: part.receive }
       return Effect.mapError(

@@ -4,6 +4,7 @@ import type * as Scope from "effect/Scope"
 import type { Spread } from "../Distribute.ts"
 import type { CompileError, DeviceError } from "../Errors.ts"
 import * as Host from "../HostArray.ts"
+import * as Program from "../Program.ts"
 import { Backend, type Buffer } from "../services/Backend.ts"
 import type { Strategy } from "../Strategy.ts"
 import * as Tree from "../Tree.ts"
@@ -44,6 +45,7 @@ export const make = Effect.fnUntraced(function* (
     held,
     batch: names.slice(count, -4).map((path, i) => part(count + i, path.slice("batch/".length))),
     metrics,
+    digest: Program.digest(local.program),
     run: (batch, values) =>
       Effect.gen(function* () {
         yield* writeScalars(scalars, values)

@@ -74,6 +74,9 @@ export const make = Effect.fnUntraced(function* (
     held: memory.held,
     batch,
     metrics,
+    digest: Program.fingerprint(
+      [step.update.body, ...step.chunks.flatMap((c) => [c.forward.body, c.backward.body])].map(Program.digest).join()
+    ),
     run: (given, scalars) =>
       Effect.gen(function* () {
         yield* writeScalars(memory.scalars, scalars)

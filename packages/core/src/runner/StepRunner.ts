@@ -14,6 +14,9 @@ import * as Layouts from "../Layout.ts"
 import * as Mesh from "../Mesh.ts"
 import type * as Module from "../Module.ts"
 import type { TensorType } from "../Node.ts"
+import { input } from "../Node.ts"
+import { lower } from "../Partition.ts"
+import * as Program from "../Program.ts"
 import type { Backend, Buffer } from "../services/Backend.ts"
 import { Backend as BackendService } from "../services/Backend.ts"
 import { Collectives } from "../services/Collectives.ts"
@@ -55,6 +58,8 @@ export interface StepRunner {
   readonly held: ReadonlyArray<Held>
   readonly batch: ReadonlyArray<Part>
   readonly metrics: ReadonlyArray<string>
+  /** Of everything that ranks run. */
+  readonly digest: string
   /** One step on this rank's part of a batch; changes what is held. Gives the metrics of the whole batch, the same on every rank. */
   readonly run: (
     batch: ReadonlyArray<Buffer>,
@@ -111,6 +116,46 @@ export const load = Effect.fn("StepRunner.load")(function* (runner: StepRunner, 
     yield* backend.write(held.buffer, Host.toBytes(partOf(stored[i]!, held, mesh, rank)))
 })
 
+/** Whether a rank holds every tensor as it is declared. */
+export const isPlain = ({ held, storage }: StepRunner): boolean =>
+  storage.units === null &&
+  held.every(({ local }, i) => {
+    const { axes, dtype } = storage.logical[i]!.type
+    return local.dtype === dtype && Axis.equal(local.axes, axes)
+  })
+
+/** Everything that lives, as declared; all ranks come together for it. */
+export const declared = Effect.fn("StepRunner.declared")(function* (
+  runner: StepRunner
+): Effect.fn.Return<ReadonlyArray<HostArray>, CompileError | DeviceError | CollectiveError, Backend> {
+  const { mesh } = yield* Collectives
+  const own = yield* parts(runner)
+  if (Mesh.rankCount(mesh) === 1) return whole(runner, [own], Mesh.single).arrays
+  return yield* Effect.scoped(
+    Effect.gen(function* () {
+      const backend = yield* BackendService
+      const executable = yield* backend.compile(gathering(runner, mesh))
+      const gathered = yield* executable.run(runner.held.map((h) => h.buffer))
+      const arrays = yield* Effect.forEach(gathered, (b) =>
+        Effect.map(backend.read(b), (bytes) => Host.fromBytes(b.type.axes, b.type.dtype, bytes))
+      )
+      return Storages.load(runner.storage, asStored(runner, arrays))
+    })
+  )
+})
+
+/** From what a rank holds to whole tensors. */
+const gathering = (runner: StepRunner, mesh: Mesh.Mesh): Program.Program => {
+  const inputs = runner.held.map(({ type }) => input(type))
+  const whole = Layouts.whole(mesh)
+  const { body } = lower(
+    Program.body(inputs, inputs),
+    { ...Strategy.single, mesh },
+    { padded: true, inputs: runner.held.map((h) => h.layout), outputs: () => whole }
+  )
+  return Program.make([...body.inputs], [...body.outputs]) as Program.Program
+}
+
 /** What this rank holds. */
 export const parts = Effect.fn("StepRunner.parts")(function* (runner: StepRunner) {
   const backend = yield* BackendService
@@ -135,11 +180,15 @@ export const whole = (runner: StepRunner, parts: ReadonlyArray<ReadonlyArray<Hos
       mesh
     )
   )
-  const stored = all.map(({ array }, i) =>
-    under(Host.reorder(array, runner.held[i]!.type.axes), runner.storage.physical[i]!.type.axes)
+  const stored = asStored(
+    runner,
+    all.map(({ array }) => array)
   )
   return {
     arrays: Storages.load(runner.storage, stored),
     disagreement: all.reduce((worst, x) => Math.max(worst, x.disagreement), 0)
   }
 }
+
+const asStored = ({ held, storage }: StepRunner, arrays: ReadonlyArray<HostArray>): ReadonlyArray<HostArray> =>
+  arrays.map((x, i) => under(Host.reorder(x, held[i]!.type.axes), storage.physical[i]!.type.axes))
