@@ -195,13 +195,13 @@ export const composites = {
   }),
   sigmoidCrossEntropy: define(
     all.sigmoidCrossEntropy,
-    { sizes: sizes(4), mask: upTo(15), dtype: dtypes(), wideTargets: flag, large: flag },
+    { sizes: sizes(4), mask: upTo(15), dtype: dtypes(), wideTargets: flag, large: flag, calculation: calculations },
     (s, d) => {
       const own = subset(s.sizes, s.mask)
       // Beyond 88 a naive exponential is infinite.
       const logits = d.floats(d.axes(own), s.dtype, around(s.large && !d.smooth ? 300 : 4))
       return {
-        params: {},
+        params: calculation(s.calculation),
         arrays: [logits, d.floats(d.axes(own), s.wideTargets ? "f32" : s.dtype, { low: 0, high: 1 })]
       }
     }

@@ -1,14 +1,19 @@
 /** The loss of yes-or-no answers. */
+import * as Result from "effect/Result"
 import * as Axis from "../Axis.ts"
 import { invalid } from "../Errors.ts"
 import type { AnyTensor, Primitive, Tensor } from "../Node.ts"
 import { add, cast, constant, div, mul, neg, shift, sub } from "./algebra.ts"
+import type { Calculating } from "./composite.ts"
 import { composite } from "./composite.ts"
 import { emit1 } from "./emit.ts"
 import { abs, exp, expm1, log, maximum, sigmoid } from "./pointwise.ts"
 
 type T = Tensor<string>
 const wide = (x: AnyTensor): T => cast(x as T, "f32")
+
+/** Operands in the type of the calculation. */
+const own = (x: AnyTensor, { calculation = "f32" }: Calculating): T => cast(x as T, calculation)
 
 /** log(1 + e) for e in [0, 1]: one Newton step gives small e the digits that 1 + e loses. */
 const log1p = (e: T): T => {
@@ -17,22 +22,25 @@ const log1p = (e: T): T => {
 }
 
 /** logits, targets in [0, 1] of the same axes to the loss of each element, f32. */
-export const sigmoidCrossEntropyP: Primitive<"sigmoidCrossEntropy", Record<string, never>> = composite(
+export const sigmoidCrossEntropyP: Primitive<"sigmoidCrossEntropy", Calculating> = composite(
   "sigmoidCrossEntropy",
-  ([logits, targets]) => {
-    const [x, t] = [wide(logits!), wide(targets!)]
-    return [add(sub(maximum(x, constant(0)), mul(x, t)), log1p(exp(neg(abs(x)))))]
+  ([logits, targets], p) => {
+    const [x, t] = [own(logits!, p), own(targets!, p)]
+    const positive = maximum(x, constant(0, x.type.dtype))
+    return [wide(add(sub(positive, mul(x, t)), log1p(exp(neg(abs(x))))))]
   },
   {
     precision: "loss",
+    calculates: (p, calculation) => Result.succeed({ ...p, calculation }),
     flops: (types) => ({ contraction: 0, other: 8 * Axis.count(types[0]!.axes) }),
     vjp: {
       kind: "short",
-      pullback: ([c], [logits, targets]) => {
-        const [d, x, t] = [c as T, wide(logits!), wide(targets!)]
+      pullback: ([c], [logits, targets], _out, p) => {
+        const [d, x, t] = [wide(c!), own(logits!, p), own(targets!, p)]
         // Not sigmoid(x) - t: that cancels where the answer is right.
         const slope = sub(mul(shift(neg(t), 1), sigmoid(x)), mul(t, sigmoid(neg(x))))
-        return [cast(mul(d, slope), logits!.type.dtype), cast(neg(mul(d, x)), targets!.type.dtype)]
+        // A loss scale may be more than the type holds: what it multiplies is f32.
+        return [cast(mul(d, wide(slope)), logits!.type.dtype), cast(neg(mul(d, wide(x))), targets!.type.dtype)]
       }
     }
   }

@@ -60,7 +60,7 @@ export const side = (features: Any, weights: Any | null, axis: string): Side => 
 /** Scaled similarities of all pairs. `[rows, E] x [columns, E] -> [rows, columns]` */
 export const similarity = (rows: Side, columns: Side, logScale: T.Tensor<never>): Any => {
   const over = Axis.names(Axis.without(rows.features.type.axes, [rows.axis]))
-  return T.mul(T.contract(rows.features, columns.features, ...over), T.exp(logScale))
+  return T.mul(T.contract(rows.features, columns.features, ...over), T.logitScale(T.exp(logScale)))
 }
 
 /** Examples that count: those of a weight above 0. */
