@@ -173,9 +173,9 @@ const weightTypes = {
 const similarities = (marked: boolean) =>
   Program.traceUnsafe(weightTypes, ({ gamma, temperature, up, x }) => {
     const h = T.layerNorm(T.contract(x as never, up as never, "embed" as never), "joint" as never, 1e-5, gamma as never)
-    const other = T.rename(h as never, "batch" as never, "otherBatch" as never)
+    const other = T.rename(h as T.Tensor<"batch" | "joint">, "batch", "otherBatch")
     const factor = T.exp(temperature as T.Tensor<never>)
-    const alike = T.contract(h, other, "joint" as never) as T.AnyTensor as T.Tensor<"batch" | "otherBatch">
+    const alike = T.contract(h as T.Tensor<"batch" | "joint">, other, "joint")
     const logits = T.mul(alike, marked ? T.logitScale(factor) : factor)
     const each = T.softmaxCrossEntropy(logits, T.iota("batch", 4), { classes: "otherBatch" })
     return { loss: T.sum(each, "batch"), mixed: T.softmax(logits, "otherBatch") }
