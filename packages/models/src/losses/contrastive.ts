@@ -16,7 +16,7 @@ export type { Pairs } from "./pairs.ts"
 export interface Options {
   /**
    * true (default): a rank computes the rows of its own images, n x N numbers for n of N examples. false: every rank computes the whole matrix,
-   * N x N; in exchange nothing is reduced in the backward pass.
+   * N x N; in exchange its backward pass moves nothing.
    */
   readonly localLoss?: boolean
   /**
