@@ -103,14 +103,13 @@ const request = (path: string, tensor: StoredTensor, options: ReadOptions) => {
 
 /** Opens the files of a checkpoint that has been verified. */
 export const openReader = (
-  fs: FileSystem.FileSystem,
   path: string,
   manifest: Manifest,
-  openFile: (path: string) => Effect.Effect<Safetensors.Reader, CheckpointError, Scope.Scope>,
+  openFile: (path: string) => Effect.Effect<Pick<Safetensors.Reader, "read">, CheckpointError, Scope.Scope>,
   skipped: ReadonlyArray<SkippedCheckpoint>
 ): Effect.Effect<CheckpointReader, CheckpointError, Scope.Scope> =>
   Effect.gen(function* () {
-    const files = new Map<string, Safetensors.Reader>()
+    const files = new Map<string, Pick<Safetensors.Reader, "read">>()
     for (const { name } of manifest.files) files.set(name, yield* openFile(`${path}/${name}`))
 
     const readSlice = (tensor: StoredTensor, index: number, region: Slice.Box) => {

@@ -70,17 +70,20 @@ const planFiles = (
     return [...files.values()].flat()
   })
 
-const bytesOf = Effect.fnUntraced(function* (path: string, record: TensorRecord, needed: number) {
+/** The bytes of a record's slice, checked for their length. */
+export const bytesOf = Effect.fnUntraced(function* (path: string, record: TensorRecord, needed: number) {
   const data = record.data instanceof Uint8Array ? record.data : yield* record.data
   if (data.byteLength === needed) return data
   const what = `tensor "${record.name}" (${CheckpointManifest.describe(record)})`
   return yield* invalid(path, what, `needs ${needed} bytes, ${data.byteLength} were given`)
 })
 
-const perAxis = (record: TensorRecord, values: ReadonlyArray<number>) =>
+/** Numbers by axis name. */
+export const perAxis = (record: TensorRecord, values: ReadonlyArray<number>) =>
   Object.fromEntries(record.axes.map(({ name }, i) => [name, values[i]!]))
 
-const entryOf = (record: TensorRecord): Omit<StoredTensor, "slices"> => ({
+/** What the manifest says of a whole tensor. */
+export const entryOf = (record: TensorRecord): Omit<StoredTensor, "slices"> => ({
   name: record.name,
   kind: record.kind,
   dtype: record.dtype,

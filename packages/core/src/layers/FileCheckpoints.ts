@@ -214,7 +214,7 @@ const make = Effect.fnUntraced(function* (options: FileCheckpointsOptions) {
 
   const openPath = Effect.fnUntraced(function* (path: string, skipped: ReadonlyArray<SkippedCheckpoint>) {
     const manifest = yield* CheckpointFolder.verify(fs, path)
-    return yield* CheckpointFolder.openReader(fs, path, manifest, openFile(path), skipped)
+    return yield* CheckpointFolder.openReader(path, manifest, openFile(path), skipped)
   })
 
   const openLatest: Effect.Effect<CheckpointReader, CheckpointError, Scope.Scope> = Effect.gen(function* () {

@@ -123,6 +123,22 @@ export const byValue = (
   return null
 }
 
+/** Of one program on other inputs: the first value that differs in any bit. */
+export const onInputs = (
+  body: Body,
+  inputs: ReadonlyArray<HostArray>,
+  others: ReadonlyArray<HostArray>
+): Difference | null => {
+  const [one, two] = [record({ body, inputs }), record({ body, inputs: others })]
+  for (const { equation, occurrence, output, value } of valuesOf(body, one)) {
+    const [expected, found] = [value[0]!, two.of(equation.outputs[output]!)[occurrence]![0]!]
+    if (Host.distance(expected, found) === 0) continue
+    const distance = relative(expected, found)
+    return { equation, output, occurrence, layout: null, distance, expected, found }
+  }
+  return null
+}
+
 /** What the two sides are called. */
 export interface Sides {
   readonly expected: string

@@ -41,6 +41,8 @@ export interface Law<A> {
   readonly cases: fc.Arbitrary<A>
   /** Of one case, a line for each thing that was chosen. */
   readonly show: (a: A) => ReadonlyArray<string>
+  /** What to do when every case is left out; sizes that do not divide unless said otherwise. */
+  readonly advice?: string
 }
 
 const keyOf = (value: unknown): string =>
@@ -107,8 +109,8 @@ export const counterexampleLater = async <A>(
 const report = <A>(law: Law<A>, judge: Judge, found: fc.RunDetails<[A]>): LawBroken | null => {
   if (!found.failed) return null
   if (found.counterexample === null) {
-    const why = `${law.name}: of ${found.numSkips} cases none was legal; give the subject sizes that divide (powers of two)`
-    return new LawBroken(why, null, found.seed)
+    const { advice = "give the subject sizes that divide, such as powers of two" } = law
+    return new LawBroken(`${law.name}: none of ${found.numSkips} cases could be judged; ${advice}`, null, found.seed)
   }
   const [smallest] = found.counterexample
   const problem = judge.find(keyOf(smallest)) ?? null

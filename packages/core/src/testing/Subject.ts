@@ -68,19 +68,11 @@ export interface Values {
   readonly batch: ReadonlyArray<HostArray>
 }
 
-/**
- * Values that leave nothing at rest: parameters begin as declared and are then moved, so that zeros do not hide a wrong derivative; a weight is
- * sometimes 0; examples have numbers of their own.
- */
-export const draw = (experiment: Experiment, optimizer: Optimizer.Optimizer, seed: number): Values => {
-  const dice = Dice.make(seed + 1)
-  const begun = Evaluate.runUnsafe(Module.init(experiment.params), [Host.scalar(seed, "u32")])
-  const parameters = begun.map((x) => ({ ...x, data: x.data.map((v) => v + 0.3 * (2 * dice.next() - 1)) }))
-  const state = Evaluate.runUnsafe(Optimizer.initial(optimizer, experiment.params), parameters)
+/** A batch: an example has a number of its own, and its weight is sometimes 0. */
+export const drawBatch = (experiment: Experiment, dice: Dice.Dice): ReadonlyArray<HostArray> => {
   const [types, shape] = Tree.flatten<TensorType, unknown>(experiment.batch, isType)
-  const batch = Tree.paths(shape).map((path, i) => {
+  return Tree.paths(shape).map((path, i) => {
     const { axes, dtype } = types[i]!
-    const count = Axis.count(axes)
     const value = (k: number): number => {
       if (path === "examples") return 100 + 7 * k
       if (path === "weights") return dice.chance(0.25) ? 0 : 0.25 + dice.next()
@@ -91,10 +83,18 @@ export const draw = (experiment: Experiment, optimizer: Optimizer.Optimizer, see
     return Host.make(
       axes,
       dtype,
-      Float64Array.from({ length: count }, (_, k) => value(k))
+      Float64Array.from({ length: Axis.count(axes) }, (_, k) => value(k))
     )
   })
-  return { parameters, state, batch }
+}
+
+/** Values that leave nothing at rest: parameters begin as declared and are then moved, so that zeros do not hide a wrong derivative. */
+export const draw = (experiment: Experiment, optimizer: Optimizer.Optimizer, seed: number): Values => {
+  const dice = Dice.make(seed + 1)
+  const begun = Evaluate.runUnsafe(Module.init(experiment.params), [Host.scalar(seed, "u32")])
+  const parameters = begun.map((x) => ({ ...x, data: x.data.map((v) => v + 0.3 * (2 * dice.next() - 1)) }))
+  const state = Evaluate.runUnsafe(Optimizer.initial(optimizer, experiment.params), parameters)
+  return { parameters, state, batch: drawBatch(experiment, dice) }
 }
 
 /** Examples of a whole batch. */
