@@ -74,8 +74,7 @@ const lowerEquations = (
       const [x, o] = [e.inputs[0]!, e.outputs[0]!]
       for (const { layout, tensor } of scope.versionsOf(x))
         scope.add(o, { tensor: scope.emit(placeP, [tensor], e.params, o.role)[0]!, layout })
-      if (e.params.settled === true) scope.pay(o)
-      else scope.settle(o, true)
+      scope.settle(o, true)
     } else if (opens(e, scope)) {
       const { meaning } = e.primitive
       if (meaning.kind !== "composite") throw new Error(`${e.primitive.name} is no composite`)

@@ -273,7 +273,7 @@ const rewriteAlgebra = (
     case sumP:
       return sumOfBroadcast(x!, e.params.over as ReadonlyArray<string>, one)
     case placeP:
-      return e.params.settled === true ? null : placeOf(x!, role)
+      return placeOf(x!, role)
     case renameP: {
       const inner = made(x!, renameP)
       if (e.params.from === e.params.to) return x!

@@ -126,9 +126,10 @@ export class Scope {
 
   /** What an output costs that comes as `from`: towards the layout of its names, at once but for debts. */
   outputPrice(x: AnyTensor, meshAxis: string, from: Placement, late: boolean): Price | null {
-    const home = this.home(x).get(meshAxis)!
+    const layout = this.home(x)
+    const home = layout.get(meshAxis)!
     const count = Mesh.countOf(this.strategy.mesh, meshAxis)
-    const price = priceOf(from, home, bytesOf(x.type), count, x.type.axes.length === 0)
+    const price = priceOf(from, home, this.bytes(x.type, layout, meshAxis), count, x.type.axes.length === 0)
     // A new debt that names do not ask to scatter is paid late: no move yet.
     return price !== null && late && owes(from) && home === "whole" ? { moves: 0, bytes: price.bytes } : price
   }
@@ -209,15 +210,6 @@ export class Scope {
     // Nested splits in the wrong order: undo the innermost.
     const blocking = order.toReversed().find((m) => axisOf(from(m)) !== null)!
     return go(allGatherP, blocking, "whole", { axes: [axisOf(from(blocking))!] })
-  }
-
-  /** To the layout of its names now, so that nobody finds a version that owes. */
-  pay(x: AnyTensor): void {
-    this.at(x, this.home(x))
-    this.versions.set(
-      x,
-      this.versionsOf(x).filter((v) => ![...v.layout.values()].some(owes))
-    )
   }
 
   /** Whether it is a parameter as compute sees it. */

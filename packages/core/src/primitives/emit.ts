@@ -11,8 +11,6 @@ export interface PlaceParams {
   readonly keep?: true
   /** Gathered once more, though it was before. */
   readonly again?: true
-  /** What is owed is paid here, in the type of the tensor, whoever reads it. */
-  readonly settled?: true
 }
 
 /**
