@@ -8,13 +8,14 @@ import * as Axis from "./Axis.ts"
 import type { DType } from "./DType.ts"
 import { NoRule, PartitionError, RecipeError } from "./Errors.ts"
 import * as Init from "./Init.ts"
-import { axisOf, named } from "./Layout.ts"
+import { axisOf, named, shardCount } from "./Layout.ts"
 import * as Mesh from "./Mesh.ts"
 import * as Module from "./Module.ts"
 import type { AnyTensor, Body, Equation } from "./Node.ts"
 import { build, input } from "./Node.ts"
 import type * as Optimizer from "./Optimizer.ts"
 import { castP } from "./primitives/algebra.ts"
+import { mergeP } from "./primitives/axes.ts"
 import type { ScanParams } from "./primitives/control.ts"
 import { scanP } from "./primitives/control.ts"
 import { placeP } from "./primitives/emit.ts"
@@ -25,6 +26,8 @@ import type { Fsdp, Strategy } from "./Strategy.ts"
 
 /** The axis that holds everything. */
 export const flatAxis = "flat"
+/** Outside of it: the parts into which tensor parallelism splits parameters. Each is flattened by itself. */
+export const partAxis = "part"
 
 /** One flat parameter. */
 export interface Unit {
@@ -32,8 +35,10 @@ export interface Unit {
   /** Leaves in the order of their elements. */
   readonly leaves: ReadonlyArray<number>
   readonly params: PackParams
-  /** Axes that stay outside of the flat one: layers, where each is a unit, and what tensor parallelism splits. All members have them. */
+  /** Axes that stay outside of the flat one: layers, where each is a unit, and parts. */
   readonly rest: Axis.Axes
+  /** Of every member the axis that is split into the parts; null where there are none. */
+  readonly split: ReadonlyArray<Axis.Axis> | null
   /** The stack of layers of which each is a unit, if it is one. */
   readonly stacked: boolean
   /** In which types its members travel. */
@@ -121,12 +126,26 @@ interface Use {
   readonly dtypes: ReadonlySet<DType>
 }
 
-/** Axes of a parameter that its rules split: ranks that hold different parts of them flatten their own. */
-const splitAxes = ({ param }: Module.Leaf, strategy: Strategy): Axis.Axes => {
+/** The axis of a parameter that its rules split, and into how many parts; layers of stages are another matter. */
+const splitOf = (
+  { param }: Module.Leaf,
+  strategy: Strategy
+): { readonly axis: Axis.Axis; readonly parts: number } | null => {
   const layout = named({ axes: param.axes, dtype: "f32" }, "parameter", strategy, { padded: true })
-  const names = new Set([...layout].flatMap(([m, p]) => (Mesh.countOf(strategy.mesh, m) > 1 ? [axisOf(p)] : [])))
-  return param.axes.filter((a) => names.has(a.name))
+  const found = new Set([...layout.values()].map(axisOf))
+  const axis = param.axes.find((a) => a.name !== "layers" && found.has(a.name))
+  const parts = axis === undefined ? 1 : shardCount(layout, strategy.mesh, axis.name)
+  return axis === undefined || parts === 1 ? null : { axis, parts }
 }
+
+/** What an axis is called within one of its parts. */
+const within = (axis: string): string => `${axis}OfPart`
+
+/** A parameter's axes with one split into parts. */
+export const apart = (axes: Axis.Axes, split: string | undefined, parts: number): Axis.Axes =>
+  axes.flatMap((a) =>
+    a.name === split ? [Axis.make(partAxis, parts), Axis.make(within(a.name), a.size / parts)] : [a]
+  )
 
 const unitsOf = (
   body: Body,
@@ -138,44 +157,45 @@ const unitsOf = (
   const stacks: Array<Equation> = []
   const groups = new Map<string, Array<number>>()
   const uses = leaves.map((_, i) => useOf(body, body.inputs[i]!, stacks))
-  const restOf = (leaf: Module.Leaf, stacked: boolean): Axis.Axes => {
-    const split = splitAxes(leaf, strategy)
-    return stacked ? [Axis.find(leaf.param.axes, "layers")!, ...Axis.without(split, ["layers"])] : split
-  }
+  const splits = leaves.map((leaf) => splitOf(leaf, strategy))
+  const staged = strategy.parameters.some(([axis, m]) => axis === "layers" && Mesh.countOf(strategy.mesh, m) > 1)
   leaves.forEach((leaf, i) => {
     const { dtypes, stack } = uses[i]!
     const scale = optimizer.learningRateScale(leaf)
-    const where = fsdp.unit === "block" && stack !== null ? `stack${stack}` : "root"
+    const stacked = stack !== null && (fsdp.unit === "block" || (staged && Axis.has(leaf.param.axes, "layers")))
     const kind = [[...dtypes].sort().join("+") || "f32", ...(optimizer.trainable(leaf) ? [] : ["frozen"])]
     const treated = [...(optimizer.decayMask(leaf) ? [] : ["noDecay"]), ...(scale === 1 ? [] : [JSON.stringify(scale)])]
-    const split = splitAxes(leaf, strategy).map((a) => `${a.name}${a.size}`)
-    const key = [where, ...kind, ...treated, ...split].join(" ")
+    const parts = splits[i] === null ? [] : [`in ${splits[i]!.parts} parts`]
+    const key = [stacked ? `stack${stack}` : "root", ...kind, ...treated, ...parts].join(" ")
     groups.set(key, [...(groups.get(key) ?? []), i])
   })
   return [...groups].map(([key, members], n) => {
+    const first = members[0]!
     const stacked = key.startsWith("stack")
-    const rest = restOf(leaves[members[0]!]!, stacked)
-    const dtypes = [...uses[members[0]!]!.dtypes]
-    return { ...unit(`unit${n} ${key.split(" [")[0]}`, members, leaves, rest, shardsOf(strategy)), stacked, dtypes }
+    const parts = splits[first]?.parts ?? 1
+    const rest = [
+      ...(stacked ? [Axis.find(leaves[first]!.param.axes, "layers")!] : []),
+      ...(parts > 1 ? [Axis.make(partAxis, parts)] : [])
+    ]
+    const split = parts > 1 ? members.map((i) => splits[i]!.axis) : null
+    const axes = members.map((i, k) =>
+      Axis.without(apart(leaves[i]!.param.axes, split?.[k]?.name, parts), Axis.names(rest))
+    )
+    const path = `unit${n} ${key.split(" [")[0]}`
+    const params = packing(axes, shardsOf(strategy))
+    return { path, leaves: members, params, rest, split, stacked, dtypes: [...uses[first]!.dtypes] }
   })
 }
 
-const unit = (
-  path: string,
-  members: ReadonlyArray<number>,
-  leaves: ReadonlyArray<Module.Leaf>,
-  rest: Axis.Axes,
-  shards: number
-): Pick<Unit, "path" | "leaves" | "params" | "rest"> => {
+/** Members one after another, and zeros until all ranks have as much. */
+const packing = (members: ReadonlyArray<Axis.Axes>, shards: number): PackParams => {
   let start = 0
-  const placed = members.map((i): Member => {
-    const axes = Axis.without(leaves[i]!.param.axes, Axis.names(rest))
+  const placed = members.map((axes): Member => {
     const member = { start, axes }
     start += Axis.count(axes)
     return member
   })
-  const size = Math.ceil(start / shards) * shards
-  return { path, leaves: members, params: { axis: flatAxis, size, logical: start, members: placed }, rest }
+  return { axis: flatAxis, size: Math.ceil(start / shards) * shards, logical: start, members: placed }
 }
 
 /** Looks through regions; `stacks` collects scans along layers by number. */
@@ -255,7 +275,12 @@ class Pass {
     const cast = flat.type.dtype === dtype ? flat : build(castP, [flat], { dtype }, flat.role)[0]!
     const keep = this.fsdp.reshardAfterForward ? {} : { keep: true }
     const placed = build(placeP, [cast], { role: "compute", ...keep }, "compute")
-    return build(unpackP, placed, unit.params, "compute")
+    return build(unpackP, placed, unit.params, "compute").map((x, i) => {
+      const axis = unit.split?.[i]
+      if (axis === undefined) return x
+      const params = { axis: axis.name, outer: partAxis, inner: within(axis.name), logical: axis.logical }
+      return build(mergeP, [x], params, "compute")[0]!
+    })
   }
 
   /** Whole models are gathered before anything runs; units of a layer travel into the loop and are gathered there. */

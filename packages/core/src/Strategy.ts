@@ -98,7 +98,7 @@ export const make = (choices: Choices): Strategy => {
   } = choices
   const on = (meshAxis: string, ...axes: ReadonlyArray<string>): Rules =>
     Meshes.has(mesh, meshAxis) ? axes.map((axis) => [axis, meshAxis] as const) : []
-  const tensor = on("tensor", "heads", "mlp", "vocab")
+  const tensor = on("tensor", "heads", "mlp", "vocab", "part")
   const stored = (level: number): Rules => [
     ...tensor,
     ...on("stage", "layers"),

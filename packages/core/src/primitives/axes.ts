@@ -96,8 +96,16 @@ export const splitP: Primitive<
   recompute: "cheap"
 }
 
+export interface MergeParams {
+  readonly axis: string
+  readonly outer: string
+  readonly inner: string
+  /** How many elements of the new axis are meant, where not all are. */
+  readonly logical?: number
+}
+
 /** Two axes into one, `outer` varying slowest. */
-export const mergeP: Primitive<"merge", { readonly axis: string; readonly outer: string; readonly inner: string }> = {
+export const mergeP: Primitive<"merge", MergeParams> = {
   name: "merge",
   type: ([t], p) => {
     const inner = axisOf("merge", t!, p.inner)
@@ -108,7 +116,7 @@ export const mergeP: Primitive<"merge", { readonly axis: string; readonly outer:
       {
         axes: t!.axes
           .filter((a) => a.name !== p.inner)
-          .map((a) => (a.name === p.outer ? Axis.make(p.axis, outer.size * inner.size) : a)),
+          .map((a) => (a.name === p.outer ? Axis.make(p.axis, outer.size * inner.size, p.logical) : a)),
         dtype: t!.dtype
       }
     ]
@@ -133,7 +141,13 @@ export const mergeP: Primitive<"merge", { readonly axis: string; readonly outer:
       return [emit1(splitP, [c!], { axis: p.axis, outer: p.outer, inner: p.inner, size })]
     }
   },
-  partition: { kind: "byName", linear: [[0]], same: (p) => ({ [p.axis]: p.outer }), whole: (p) => [p.inner] },
+  partition: {
+    kind: "byName",
+    linear: [[0]],
+    same: (p) => ({ [p.axis]: p.outer }),
+    whole: (p) => [p.inner],
+    localize: ({ axis, inner, outer }) => ({ axis, outer, inner })
+  },
   flops: free,
   precision: "exact",
   recompute: "cheap"

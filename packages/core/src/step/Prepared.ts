@@ -27,10 +27,18 @@ export const prepare = <P extends Module.ParamTree, B extends BatchTypes>(config
   const loss = lossProgram(config)
   const padded = Padding.parameters(config.params, strategy)
   if (strategy.fsdp === null) {
-    const storage = Storages.make(config.params, padded, { declared: optimizer, stored: optimizer }, null)
+    const storage = Storages.make(
+      { declared: config.params, padded, stored: padded },
+      { declared: optimizer, stored: optimizer },
+      null
+    )
     return { ...loss, params: padded, optimizer, storage }
   }
   const flat = Flatten.apply(loss.body, padded, optimizer, strategy, strategy.fsdp)
-  const storage = Storages.make(config.params, flat.params, { declared: optimizer, stored: flat.optimizer }, flat.units)
+  const storage = Storages.make(
+    { declared: config.params, padded, stored: flat.params },
+    { declared: optimizer, stored: flat.optimizer },
+    flat.units
+  )
   return { ...loss, body: flat.body, params: flat.params, optimizer: flat.optimizer, storage }
 }

@@ -1,6 +1,7 @@
 /** How the tensors that live from step to step are stored, and the way between that and what they mean: one array for each declared parameter. */
 import * as Axis from "../Axis.ts"
 import type { Unit } from "../Flatten.ts"
+import { apart, partAxis } from "../Flatten.ts"
 import type { HostArray } from "../HostArray.ts"
 import * as Host from "../HostArray.ts"
 import * as Module from "../Module.ts"
@@ -19,7 +20,9 @@ export interface Held {
 export interface Storage {
   /** As declared. */
   readonly declared: Module.ParamTree
-  /** As stored: padded axes are longer, flattened parameters are units. */
+  /** As declared, but padded axes are longer. */
+  readonly padded: Module.ParamTree
+  /** As stored: padded, flattened parameters as units. */
   readonly stored: Module.ParamTree
   /** What the optimizer sees of stored leaves. */
   readonly optimizer: Optimizer.Optimizer
@@ -57,17 +60,15 @@ export const heldOf = (params: Module.ParamTree, optimizer: Optimizer.Optimizer)
 }
 
 export const make = (
-  declared: Module.ParamTree,
-  stored: Module.ParamTree,
+  trees: Pick<Storage, "declared" | "padded" | "stored">,
   optimizers: { readonly declared: Optimizer.Optimizer; readonly stored: Optimizer.Optimizer },
   units: ReadonlyArray<Unit> | null
 ): Storage => ({
-  declared,
-  stored,
+  ...trees,
   optimizer: optimizers.stored,
   units,
-  logical: heldOf(declared, optimizers.declared),
-  physical: heldOf(stored, optimizers.stored)
+  logical: heldOf(trees.declared, optimizers.declared),
+  physical: heldOf(trees.stored, optimizers.stored)
 })
 
 /** Zeros behind what is meant, where a tensor is stored longer. */
@@ -93,10 +94,14 @@ export const store = (storage: Storage, arrays: ReadonlyArray<HostArray>): Reado
   const { logical, physical, units } = storage
   if (units === null) return physical.map((h, i) => pad(arrays[i]!, h.type))
   const byName = new Map(logical.map((h, i) => [`${h.kind} ${h.name}`, arrays[i]!]))
-  const leaves = Module.leaves(storage.declared)
+  const leaves = Module.leaves(storage.padded)
   return physical.map(({ kind, name, type }) => {
     const { slot, unit } = ofUnit(units, kind, name)
-    const members = unit.leaves.map((i) => byName.get(`${kind} ${leaves[i]!.path}${slot}`)!)
+    const members = unit.leaves.map((i, k) => {
+      const declared = byName.get(`${kind} ${leaves[i]!.path}${slot}`)!
+      const x = pad(declared, { axes: leaves[i]!.param.axes, dtype: declared.dtype })
+      return { ...x, axes: apart(x.axes, unit.split?.[k]?.name, partsOf(unit)) }
+    })
     return evaluate(packP, members, unit.params, [type])[0]!
   })
 }
@@ -105,16 +110,22 @@ export const store = (storage: Storage, arrays: ReadonlyArray<HostArray>): Reado
 export const load = (storage: Storage, arrays: ReadonlyArray<HostArray>): ReadonlyArray<HostArray> => {
   const { logical, physical, units } = storage
   if (units === null) return logical.map((h, i) => cut(arrays[i]!, h.type))
-  const leaves = Module.leaves(storage.declared)
+  const leaves = Module.leaves(storage.padded)
   const byName = new Map<string, HostArray>()
   physical.forEach(({ kind, name, type }, k) => {
     const { slot, unit } = ofUnit(units, kind, name)
     const types = unit.params.members.map((m): TensorType => ({ axes: [...unit.rest, ...m.axes], dtype: type.dtype }))
     const parts = evaluate(unpackP, [arrays[k]!], unit.params, types)
-    unit.leaves.forEach((i, j) => byName.set(`${kind} ${leaves[i]!.path}${slot}`, parts[j]!))
+    unit.leaves.forEach((i, j) => {
+      const { axes } = leaves[i]!.param
+      const inOrder = Host.reorder(parts[j]!, apart(axes, unit.split?.[j]?.name, partsOf(unit)))
+      byName.set(`${kind} ${leaves[i]!.path}${slot}`, { ...inOrder, axes })
+    })
   })
-  return logical.map((h) => Host.reorder(byName.get(`${h.kind} ${h.name}`)!, h.type.axes))
+  return logical.map((h) => cut(byName.get(`${h.kind} ${h.name}`)!, h.type))
 }
+
+const partsOf = (unit: Unit): number => Axis.find(unit.rest, partAxis)?.size ?? 1
 
 /** The unit of a stored tensor; of optimizer state the slot is the last part of the name. */
 const ofUnit = (units: ReadonlyArray<Unit>, kind: Held["kind"], name: string) => {
