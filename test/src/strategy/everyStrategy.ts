@@ -22,8 +22,13 @@ export const everyStrategy = (subject: Subject): void => {
       }
     })
 
-    it("30 random combinations on up to 16 ranks", () => {
-      expect(strategyCounterexample(subject, { runs: 30, strategies: Arbitraries.choices(16) })).toBe(null)
-    })
+    combinations(subject, 5)
+  })
+}
+
+/** Random combinations on up to 16 ranks; few in every run of the tests, many among the slow proofs. */
+export const combinations = (subject: Subject, runs: number): void => {
+  it(`${subject.name}: ${runs} random combinations on up to 16 ranks`, () => {
+    expect(strategyCounterexample(subject, { runs, strategies: Arbitraries.choices(16) })).toBe(null)
   })
 }
