@@ -1,11 +1,14 @@
 /** A recipe from layers: defaults, preset, built-in recipe or file, flags. Remembers where every value came from. */
 import { nearest, RecipeError } from "@tessera/core/Errors"
+import * as Module from "@tessera/core/Module"
 import * as Precision from "@tessera/core/Precision"
 import * as Presets from "@tessera/models/presets"
+import * as Vit from "@tessera/models/Vit"
 import * as VitConfig from "@tessera/models/VitConfig"
 import * as Result from "effect/Result"
 import * as Schema from "effect/Schema"
 import * as SchemaIssue from "effect/SchemaIssue"
+import * as Experiment from "./Experiment.ts"
 import * as Recipe from "./Recipe.ts"
 
 export type Raw = { readonly [key: string]: unknown }
@@ -160,6 +163,9 @@ export const resolve = (given: ReadonlyArray<Layer>): Result.Result<Resolved, Re
     const decoded = yield* decode({ ...rest, model: fields })
     const [wrong] = Recipe.problems(decoded)
     if (wrong !== undefined) return yield* Result.fail(wrong)
+    const leaves = Module.leaves(Vit.make(decoded.model).params)
+    const lost = Precision.optimizerProblem(Experiment.optimizer(decoded), leaves, Experiment.precision(decoded))
+    if (lost !== null) return yield* Result.fail(lost)
     return { recipe: decoded, provenance: trace(decoded, [...below, ...layers]) }
   })
 

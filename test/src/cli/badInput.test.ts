@@ -45,7 +45,11 @@ describe("recipes and settings that cannot be", () => {
       ["optimizer.learningRate", "is -1"],
       ["explain", "mnist", "--set", "optimizer.learningRate=-1"]
     ],
-    ["an unknown precision", ["precision", "fp16"], ["explain", "mnist", "--set", "precision=fp16"]],
+    [
+      "an unknown precision",
+      ['precision: unknown precision "fp16"', 'did you mean "f16"?'],
+      ["explain", "mnist", "--set", "precision=fp16"]
+    ],
     [
       "heads that do not divide the width",
       ["model.heads", "hidden 64 is not divisible by heads 5", "4 or 8"],

@@ -108,6 +108,7 @@ describe("training that was stopped and goes on equals training that was not, bi
         optimizer: { name: "sgd", learningRate: 0.05, momentum: 0.9 }
       }
     ],
+    ["bf16 alone, averaged weights", { batchSize: 64, ema: 0.9, precision: "bf16-full", optimizer: { b2: 0.95 } }],
     ["f16 with a loss scale that falls", { batchSize: 64, precision: "f16", optimizer: { learningRate: 1e-3 } }]
   ] as const)("%s", ([, values]) =>
     Effect.gen(function* () {
