@@ -62,12 +62,12 @@ export const probabilities = (config: VitConfig.VitConfig, batch: number, precis
 }
 
 /** Attention of one picture in every layer, in f32 whatever the parameters are stored in: `[layers, batch=1, heads, seq, keySeq]`. */
-export const attention = (config: VitConfig.VitConfig, stored: Precision.Float = "f32") => {
+export const attention = (config: VitConfig.VitConfig, precision: Precision.Precision = Precision.f32) => {
   const vit = Vit.attentionWeights(config)
   return compiled(config, {
     batch: 1,
     order: ["layers", "batch", "heads", "seq", "keySeq"],
-    precision: { ...Precision.f32, master: stored, parameters: stored },
+    precision: Precision.exact(precision),
     apply: (params, images, call) => vit.apply(params, images, call)
   })
 }

@@ -13,6 +13,7 @@ export {
   bf16,
   bf16Full,
   bf16O1,
+  exact,
   f16,
   f16Full,
   f16O1,

@@ -61,7 +61,7 @@ export const predict = (
     const fs = yield* FileSystem.FileSystem
     const precision = Experiment.precision(model.recipe)
     const classify = yield* Predictor.probabilities(config, 1, precision)
-    const look = input.attention === undefined ? null : yield* Predictor.attention(config, precision.master)
+    const look = input.attention === undefined ? null : yield* Predictor.attention(config, precision)
     for (const image of input.images) {
       const { bytes, normalised } = yield* pixels(model, image)
       const { data } = yield* classify(model.parameters, normalised)

@@ -112,6 +112,18 @@ export const f16 = o2("f16", "f16")
 export const f16O1 = o1("f16-O1", "f16")
 export const f16Full = full("f16-full", "f16")
 
+/** All arithmetic in f32, on parameters as a policy keeps them: for looking into a model. */
+export const exact = ({ accumulation, gradients, lossScale: scaling, master, name, state }: Precision): Precision => ({
+  ...f32,
+  name: `f32 on ${name}`,
+  master,
+  parameters: master,
+  state,
+  accumulation,
+  gradients,
+  lossScale: scaling
+})
+
 /** By name, for recipes. */
 export const all: Readonly<Record<string, Precision>> = {
   f32,
