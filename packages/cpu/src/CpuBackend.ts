@@ -1,36 +1,43 @@
 /** Programs on native kernels: foreign calls off the main thread, collectives between them. */
 import { CompileError, DeviceError } from "@tessera/core/Errors"
 import * as Axis from "@tessera/core/Axis"
-import type { TensorType } from "@tessera/core/Node"
-import { bytesOf } from "@tessera/core/Node"
 import type * as Program from "@tessera/core/Program"
 import type { CompileOptions } from "@tessera/core/services/Backend"
 import { Backend } from "@tessera/core/services/Backend"
 import { Collectives } from "@tessera/core/services/Collectives"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import { availableParallelism } from "node:os"
 import * as CpuPlan from "./CpuPlan.ts"
 import * as Execution from "./Execution.ts"
-import { type Block, type CpuBuffer, type Machine, owned, settle, spanOf, wrong } from "./Machine.ts"
+import { type CpuBuffer, type Machine, owned, settle, spanOf, wrong } from "./Machine.ts"
+import * as Memory from "./Memory.ts"
 import * as NativeLibrary from "./NativeLibrary.ts"
-
-/** Where memory comes from. guarded: an inaccessible page behind every buffer and poisoned contents, for tests. */
-export type MemoryKind = "private" | "shared" | "pinned" | "guarded"
-const memoryKinds = { private: 0, shared: 1, pinned: 2, guarded: 3 } as const
 
 export interface CpuOptions extends NativeLibrary.LibraryOptions {
   /** Threads of the pool; all cores unless given. */
   readonly threads?: number
-  readonly memory?: MemoryKind
+  readonly memory?: Memory.Kind
 }
+
+const planned = (program: Program.Body, place: CpuPlan.Place, options: CompileOptions) =>
+  Effect.try({
+    try: () => CpuPlan.make(program, place, options),
+    catch: (e) =>
+      e instanceof CompileError
+        ? e
+        : new CompileError({
+            backend: "cpu",
+            reason: "SourceRejected",
+            detail: e instanceof Error ? (e.stack ?? e.message) : String(e)
+          })
+  })
 
 const make = Effect.fn("CpuBackend.make")(function* (options: CpuOptions) {
   const library = yield* NativeLibrary.load(options)
   const threads = options.threads ?? availableParallelism()
-  const kind = memoryKinds[options.memory ?? "private"]
+  const kind = Memory.kinds[options.memory ?? "private"]
   const turn = yield* Semaphore.make(1)
   const machine = yield* Effect.acquireRelease(
     Effect.suspend(() => {
@@ -52,56 +59,19 @@ const make = Effect.fn("CpuBackend.make")(function* (options: CpuOptions) {
       )
   )
 
-  const memory = (bytes: number): Effect.Effect<Block, DeviceError, Scope.Scope> => {
-    const size = Math.max(64, bytes)
-    return Effect.acquireRelease(
-      Effect.suspend(() => {
-        const address = library.memoryCreate(size, kind)
-        return address === null
-          ? Effect.fail(
-              new DeviceError({
-                backend: "cpu",
-                reason: "OutOfMemory",
-                detail: `cannot get ${size} bytes (${(size / 2 ** 20).toFixed(0)} MiB)`
-              })
-            )
-          : Effect.succeed<Block>({ address })
-      }),
-      (block) =>
-        Effect.suspend(() => {
-          const { address } = block
-          block.address = 0n
-          return Effect.andThen(
-            settle(machine, (run) => run.bindings.includes(address)),
-            Effect.sync(() => library.memoryDestroy(address, size, kind))
-          )
-        })
-    )
-  }
-  const allocate = (type: TensorType): Effect.Effect<CpuBuffer, DeviceError, Scope.Scope> =>
-    Effect.map(memory(bytesOf(type)), (block) => Object.assign(block, { type, bytes: bytesOf(type) }))
+  const memory = Memory.make(machine, kind)
 
   const compile = Effect.fn("CpuBackend.compile")(function* <I, O>(
     program: Program.Program<I, O>,
     options: CompileOptions = {}
   ) {
     const collectives = yield* Collectives
-    const plan = yield* Effect.try({
-      try: () => CpuPlan.make(program, collectives, options),
-      catch: (e) =>
-        e instanceof CompileError
-          ? e
-          : new CompileError({
-              backend: "cpu",
-              reason: "SourceRejected",
-              detail: e instanceof Error ? (e.stack ?? e.message) : String(e)
-            })
-    })
+    const plan = yield* planned(program, collectives, options)
     const { bound = [] } = options
-    const arena = yield* memory(plan.arenaBytes)
+    const arena = yield* memory.arena(plan.arenaBytes, options)
     const outputs: Array<CpuBuffer | null> = []
     for (const [i, { donated }] of plan.outputs.entries())
-      outputs.push(donated === null && !bound.includes(i) ? yield* allocate(program.outputs[i]!.type) : null)
+      outputs.push(donated === null && !bound.includes(i) ? yield* memory.allocate(program.outputs[i]!.type) : null)
     return Execution.make({ machine, collectives, program, plan, arena, outputs, bound })
   })
 
@@ -109,7 +79,13 @@ const make = Effect.fn("CpuBackend.make")(function* (options: CpuOptions) {
     name: "cpu",
     description: `native kernels, ${library.isa}, ${threads} thread${threads === 1 ? "" : "s"}`,
     compile,
-    allocate,
+    outline: (program, options = {}) =>
+      Effect.gen(function* () {
+        const plan = yield* planned(program, yield* Collectives, options)
+        return CpuPlan.outline(program, plan, options)
+      }),
+    workspace: memory.workspace,
+    allocate: memory.allocate,
     write: (buffer, bytes) =>
       Effect.suspend(() => {
         const found = owned(buffer)

@@ -2,11 +2,12 @@
 import { CompileError } from "@tessera/core/Errors"
 import { fuse } from "@tessera/core/Fuse"
 import * as Mesh from "@tessera/core/Mesh"
+import { bytesOf } from "@tessera/core/Node"
 import { specialise } from "@tessera/core/partition/Specialise"
 import * as Plan from "@tessera/core/Plan"
 import { decomposeExcept } from "@tessera/core/primitives/composite"
 import * as Program from "@tessera/core/Program"
-import type { CompileOptions } from "@tessera/core/services/Backend"
+import type { CompileOptions, Outline } from "@tessera/core/services/Backend"
 import * as Nest from "./emit/nest.ts"
 import { isPointwise, isSource } from "./emit/pointwise.ts"
 import { emit, hasKernel } from "./KernelTable.ts"
@@ -61,6 +62,21 @@ export const make = (
     prefetch
   })
 }
+
+/** What a plan needs. */
+export const outline = (
+  program: Program.Body,
+  plan: Plan.Plan<Instruction>,
+  { bound = [] }: CompileOptions
+): Outline => ({
+  arenaBytes: plan.arenaBytes,
+  peak: plan.peak,
+  outputBytes: plan.outputs.reduce(
+    (n, { donated }, i) => n + (donated === null && !bound.includes(i) ? bytesOf(program.outputs[i]!.type) : 0),
+    0
+  ),
+  launches: plan.launches.length
+})
 
 /** Where a buffer of the plan is: 0 is the arena, then inputs, then outputs. */
 export interface Location {

@@ -2,7 +2,6 @@
 import * as Axis from "@tessera/core/Axis"
 import * as DType from "@tessera/core/DType"
 import { type CollectiveError, DeviceError } from "@tessera/core/Errors"
-import { bytesOf } from "@tessera/core/Node"
 import * as Plan from "@tessera/core/Plan"
 import * as Program from "@tessera/core/Program"
 import type { Buffer, EquationProfile, Executable } from "@tessera/core/services/Backend"
@@ -10,7 +9,7 @@ import type { CollectivesService, Operation, Span } from "@tessera/core/services
 import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import type * as Scope from "effect/Scope"
-import { locate, type Stretch, stretches } from "./CpuPlan.ts"
+import { locate, outline, type Stretch, stretches } from "./CpuPlan.ts"
 import { type Block, type CpuBuffer, execute, type Machine, owned, sameMemory, spanOf, wrong } from "./Machine.ts"
 import type { Instruction } from "./Words.ts"
 
@@ -157,8 +156,6 @@ export const make = (parts: Parts): Executable => {
       )
     },
     cost: Program.cost(program),
-    arenaBytes: plan.arenaBytes,
-    outputBytes: outputs.reduce((n, o) => n + (o === null ? 0 : bytesOf(o.type)), 0),
-    launches: plan.launches.length
+    ...outline(program, plan, { bound: parts.bound })
   }
 }

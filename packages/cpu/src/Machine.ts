@@ -15,6 +15,12 @@ export interface Block {
 
 export interface CpuBuffer extends Buffer, Block {}
 
+/** Intermediates of one program, or of several in turn. */
+export interface Arena {
+  bytes: number
+  readonly block: Block
+}
+
 /** A run that the library is at work on. */
 export interface Running {
   readonly bindings: BigInt64Array

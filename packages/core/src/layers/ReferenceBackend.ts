@@ -7,7 +7,8 @@ import * as Host from "../HostArray.ts"
 import type { TensorType } from "../Node.ts"
 import { bytesOf } from "../Node.ts"
 import * as Program from "../Program.ts"
-import type { Buffer } from "../services/Backend.ts"
+import { peakOf } from "../plan/Peak.ts"
+import type { Buffer, Outline } from "../services/Backend.ts"
 import { Backend } from "../services/Backend.ts"
 
 interface ReferenceBuffer extends Buffer {
@@ -29,6 +30,14 @@ const make = (type: TensorType, value: Host.HostArray | null): ReferenceBuffer =
   type,
   bytes: bytesOf(type),
   value
+})
+
+/** The evaluator plans no memory. */
+const outline = (program: Program.Body): Outline => ({
+  arenaBytes: 0,
+  peak: peakOf([], () => "compute"),
+  outputBytes: program.outputs.reduce((n, o) => n + bytesOf(o.type), 0),
+  launches: program.equations.length
 })
 
 const bytesIn = (b: ReferenceBuffer): Uint8Array =>
@@ -82,11 +91,11 @@ export const layer: Layer.Layer<Backend> = Layer.succeed(Backend, {
       run,
       profile: (inputs: ReadonlyArray<Buffer>, bound?: ReadonlyArray<Buffer>) => Effect.as(run(inputs, bound), []),
       cost: Program.cost(program),
-      arenaBytes: 0,
-      outputBytes: program.outputs.reduce((n, o) => n + bytesOf(o.type), 0),
-      launches: program.equations.length
+      ...outline(program)
     })
   },
+  outline: (program) => Effect.succeed(outline(program)),
+  workspace: Effect.succeed({ bytes: 0 }),
   allocate: (type) => Effect.sync(() => make(type, null)),
   write: (buffer, bytes) =>
     Effect.map(holding(buffer), (b) => {

@@ -71,6 +71,8 @@ export interface PipelineStep {
   /** By leaf. */
   readonly runs: ReadonlyArray<Runs | null>
   readonly trained: ReadonlyArray<number>
+  /** Paths of the batch's leaves. */
+  readonly batch: ReadonlyArray<string>
   /** Number of tensors that live from step to step, of batch leaves and of sums. */
   readonly counts: { readonly held: number; readonly parameters: number; readonly batch: number; readonly sums: number }
   /** The types of a whole step's inputs: parameters, state, averages, batch, then the four scalars. */
@@ -146,7 +148,7 @@ export const build = <P extends Module.ParamTree, B extends BatchTypes>(
   )
   const outer = regular ? strategy : { ...within(strategy, meshAxis), mesh: strategy.mesh }
   const ends = updateOf({ optimizer, precision, params, runs, trained, metrics: loss.metrics, steps, outer, meshAxis })
-  const [types] = Tree.flatten<TensorType, B>(config.batch, isType)
+  const [types, shape] = Tree.flatten<TensorType, B>(config.batch, isType)
   const scalar = (dtype: "f32" | "u32"): TensorType => ({ axes: [], dtype })
   return {
     pipeline,
@@ -161,6 +163,7 @@ export const build = <P extends Module.ParamTree, B extends BatchTypes>(
     storage,
     runs,
     trained,
+    batch: Tree.paths(shape),
     counts: {
       held: storage.physical.length,
       parameters: leaves.length,

@@ -65,7 +65,8 @@ export const programsOf = (step: PipelineStep, stage: number): ReadonlyArray<Chu
 const sameOrder = (sent: ReadonlyArray<AnyTensor>, received: ReadonlyArray<TensorType>, where: string): void =>
   sent.forEach((x, i) => {
     const [a, b] = [Axis.print(x.type.axes), Axis.print(received[i]!.axes)]
-    if (a !== b || x.type.dtype !== received[i]!.dtype) throw new Error(`${where} sends ${a}, the other side reads ${b}`)
+    if (a !== b || x.type.dtype !== received[i]!.dtype)
+      throw new Error(`${where} sends ${a}, the other side reads ${b}`)
   })
 
 /** Inputs of a program while it is put together: one for each slot. */

@@ -1,27 +1,20 @@
 /** A step of one stage of a pipeline: its ticks in order, messages to the stages beside it, then the update that all ranks do together. */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import * as Axis from "../Axis.ts"
 import type { Pipelined } from "../Distribute.ts"
 import type { CompileError, DeviceError } from "../Errors.ts"
-import type { Layout } from "../Layout.ts"
-import * as Layouts from "../Layout.ts"
 import * as Mesh from "../Mesh.ts"
-import type { AnyTensor, TensorType } from "../Node.ts"
-import { build, input } from "../Node.ts"
+import type { TensorType } from "../Node.ts"
 import type { PipelineStep } from "../pipeline/PipelineStep.ts"
 import type { ChunkPrograms, Slot } from "../pipeline/StageProgram.ts"
 import * as StageProgram from "../pipeline/StageProgram.ts"
-import type { Tick } from "../pipeline/Ticks.ts"
-import { mergeP, sliceP, splitP } from "../primitives/axes.ts"
 import * as Program from "../Program.ts"
 import { Backend, type Buffer, type Executable } from "../services/Backend.ts"
 import { Collectives, type CollectivesService } from "../services/Collectives.ts"
-import type { BatchTypes } from "../step/Config.ts"
-import { isType } from "../step/Config.ts"
 import * as Tree from "../Tree.ts"
 import { readMetrics, writeScalars } from "./SpreadRunner.ts"
-import type { Held, Part, StepRunner } from "./StepRunner.ts"
+import * as StageNeeds from "./StageNeeds.ts"
+import type { Held, StepRunner } from "./StepRunner.ts"
 
 interface ChunkRunner extends ChunkPrograms {
   readonly run: { readonly forward: Executable; readonly backward: Executable }
@@ -51,28 +44,28 @@ interface Memory {
 type Microbatches = ReadonlyArray<ReadonlyArray<Buffer>>
 
 export const make = Effect.fnUntraced(function* (
-  distributed: Pipelined,
-  batchTypes: BatchTypes
+  distributed: Pipelined
 ): Effect.fn.Return<StepRunner, CompileError | DeviceError, Backend | Scope.Scope> {
   const { step } = distributed
   const backend = yield* Backend
   const collectives = yield* Collectives
   const stage = Math.floor(collectives.rank / Mesh.rankCount(step.inner))
-  const memory = yield* memoryOf(step, stage)
-  const program = Program.withBody(step.updateProgram, step.update.body)
+  const needs = StageNeeds.of(step, stage)
+  // Programs run one after another in one work space.
+  const workspace = yield* backend.workspace
+  const compiled = ({ options, program }: StageNeeds.Job) => backend.compile(program, { ...options, workspace })
+  const memory = yield* memoryOf(step, needs, compiled)
+  const update = yield* compiled(needs.update)
+  const deal = dealer(needs, yield* compiled(needs.deal), step.microbatches)
   const count = memory.held.length
-  const update = yield* backend.compile(program, { donated: memory.held.map((_, i) => [i, i] as const) })
-  const [, shape] = Tree.flatten<TensorType, BatchTypes>(batchTypes, isType)
-  const batch = batchParts(step, Tree.paths(shape))
-  const deal = yield* dealer(batch, step.microbatches)
-  const metrics = Tree.paths(program.outTree)
+  const metrics = Tree.paths(needs.update.program.outTree)
     .slice(count)
     .map((path) => path.slice("metrics/".length))
   return {
     distributed,
     storage: step.storage,
     held: memory.held,
-    batch,
+    batch: needs.batch,
     metrics,
     digest: Program.fingerprint(
       [step.update.body, ...step.chunks.flatMap((c) => [c.forward.body, c.backward.body])].map(Program.digest).join()
@@ -90,7 +83,11 @@ export const make = Effect.fnUntraced(function* (
   }
 })
 
-const memoryOf = Effect.fnUntraced(function* (step: PipelineStep, stage: number) {
+const memoryOf = Effect.fnUntraced(function* (
+  step: PipelineStep,
+  { chunks: wanted, totals }: StageNeeds.StageNeeds,
+  compiled: (job: StageNeeds.Job) => Effect.Effect<Executable, CompileError | DeviceError, Scope.Scope>
+) {
   const backend = yield* Backend
   const all = (types: ReadonlyArray<TensorType>) => Effect.forEach(types, (t) => backend.allocate(t))
   const held: Array<Held> = []
@@ -100,19 +97,13 @@ const memoryOf = Effect.fnUntraced(function* (step: PipelineStep, stage: number)
     held.push({ name, kind, type, layout: step.update.inputLayouts[i]!, local, buffer: yield* backend.allocate(local) })
   }
   const chunks: Array<ChunkRunner> = []
-  for (const [i, own] of StageProgram.programsOf(step, stage).entries()) {
-    const { outputs, program } = own.forward
-    const residuals = outputs.flatMap((s, k) => (s.kind === "residual" ? [k] : []))
-    const forward = yield* backend.compile(program, { donated: accumulated(own.forward), bound: residuals })
-    const backward = yield* backend.compile(own.backward.program, { donated: accumulated(own.backward) })
+  for (const { alive, backward, forward, programs, residuals } of wanted) {
+    const run = { forward: yield* compiled(forward), backward: yield* compiled(backward) }
     const free: Array<Kept> = []
-    for (let k = 0; k < mostAlive(step.ticks[stage]!, i); k++) {
-      const types = residuals.map((r) => program.outputs[r]!.type)
-      free.push({ received: yield* all(own.received), residuals: yield* all(types) })
-    }
-    chunks.push({ ...own, run: { forward, backward }, free, cotangents: yield* all(own.returned) })
+    for (let k = 0; k < alive; k++)
+      free.push({ received: yield* all(programs.received), residuals: yield* all(residuals) })
+    chunks.push({ ...programs, run, free, cotangents: yield* all(programs.returned) })
   }
-  const totals = StageProgram.totalsOf(step)
   const memory: Memory = {
     held,
     sums: yield* all(totals.sums),
@@ -123,51 +114,9 @@ const memoryOf = Effect.fnUntraced(function* (step: PipelineStep, stage: number)
   return memory
 })
 
-/** Sums that are added up where they stand. */
-const accumulated = ({ inputs, outputs }: StageProgram.StageProgram): ReadonlyArray<readonly [number, number]> =>
-  outputs.flatMap((slot, output) => {
-    if (slot.kind !== "sum" && slot.kind !== "gradient") return []
-    const from = inputs.findIndex((s) => StageProgram.nameOf(s) === StageProgram.nameOf(slot))
-    return [[from, output] as const]
-  })
-
-/** Microbatches of a chunk that are between their two passes at one time. */
-const mostAlive = (own: ReadonlyArray<Tick>, chunk: number): number => {
-  let [now, most] = [0, 0]
-  for (const t of own) {
-    if (t.chunk !== chunk) continue
-    now += t.pass === "forward" ? 1 : -1
-    most = Math.max(most, now)
-  }
-  return most
-}
-
-/** How the leaves of a batch lie on the ranks: as the chunks that read them say. */
-const batchParts = (step: PipelineStep, names: ReadonlyArray<string>): ReadonlyArray<Part> => {
-  const { held, parameters } = step.counts
-  const none = Layouts.whole(step.mesh)
-  return names.map((name, i) => {
-    const type = step.inputs[held + i]!
-    const inner = step.chunks.flatMap(({ chunk, forward }) => {
-      const at = chunk.given.findIndex((g) => g.index === parameters + i)
-      return at < 0 ? [] : [forward.inputLayouts[chunk.boundary + at]!]
-    })[0]
-    const layout: Layout = inner === undefined ? none : new Map([...none, ...inner])
-    return { name, type, layout, local: Layouts.localType(type, layout, step.mesh, `batch.${name}`) }
-  })
-}
-
 /** Cuts a rank's part of a batch into microbatches: those of number m are the examples whose number leaves the rest m. */
-const dealer = Effect.fnUntraced(function* (batch: ReadonlyArray<Part>, count: number) {
-  const backend = yield* Backend
-  const dealt = batch.map(({ local }) => count > 1 && Axis.has(local.axes, "batch"))
-  const cut = batch.flatMap(({ local }, i) => (dealt[i] ? [input(local)] : []))
-  const program = Program.make(
-    cut,
-    cut.flatMap((x) => Array.from({ length: count }, (_, m) => microbatch(x, m, count)))
-  )
-  const executable = yield* backend.compile(program)
-  return Effect.fnUntraced(function* (given: ReadonlyArray<Buffer>) {
+const dealer = ({ dealt }: StageNeeds.StageNeeds, executable: Executable, count: number) =>
+  Effect.fnUntraced(function* (given: ReadonlyArray<Buffer>) {
     const parts = yield* executable.run(given.filter((_, i) => dealt[i]))
     let at = 0
     const own = given.map((buffer, i) => {
@@ -177,13 +126,6 @@ const dealer = Effect.fnUntraced(function* (batch: ReadonlyArray<Part>, count: n
     })
     return Array.from({ length: count }, (_, m) => own.map((leaf) => leaf[m]!)) as Microbatches
   })
-})
-
-const microbatch = (x: AnyTensor, index: number, count: number): AnyTensor => {
-  const apart = build(splitP, [x], { axis: "batch", outer: "batch", inner: "micro", size: count }, "compute")
-  const one = build(sliceP, apart, { axis: "micro", to: "micro", start: index, size: 1 }, "compute")
-  return build(mergeP, one, { axis: "batch", outer: "batch", inner: "micro" }, "compute")[0]!
-}
 
 /** All passes of a stage, in the order of its schedule. */
 const ticks = Effect.fnUntraced(function* (

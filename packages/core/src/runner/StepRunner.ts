@@ -91,9 +91,7 @@ export const make = Effect.fn("StepRunner.make")(function* <
     })
   }
   const distributed = yield* Effect.fromResult(Distribute.step(config))
-  return distributed.kind === "spread"
-    ? yield* Spread.make(distributed, strategy)
-    : yield* Stage.make(distributed, config.batch)
+  return distributed.kind === "spread" ? yield* Spread.make(distributed, strategy) : yield* Stage.make(distributed)
 })
 
 const sameMesh = (a: Mesh.Mesh, b: Mesh.Mesh): boolean =>

@@ -3,6 +3,7 @@ import type * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { CollectiveError, CompileError, DeviceError } from "../Errors.ts"
 import type { Cost, Equation, TensorType } from "../Node.ts"
+import type { Peak } from "../plan/Peak.ts"
 import type { Program } from "../Program.ts"
 import type { Span } from "./Collectives.ts"
 
@@ -22,7 +23,7 @@ export interface EquationProfile {
  * A compiled program. Outputs that were donated an input stand in that input's buffer; all others stand in memory of the executable, which
  * lives as long as its Scope and is overwritten by the next run: download what you keep.
  */
-export interface Executable {
+export interface Executable extends Outline {
   /**
    * Inputs in the program's order; then memory for the outputs that were compiled as `bound`, in their order. Runs off the main thread; interruption
    * waits for the step to be abandoned between two kernels. Fails with `CollectiveError` when the program does something together with ranks that fail.
@@ -36,10 +37,21 @@ export interface Executable {
     bound?: ReadonlyArray<Buffer>
   ) => Effect.Effect<ReadonlyArray<EquationProfile>, DeviceError | CollectiveError>
   readonly cost: Cost
-  /** Bytes of intermediates at the worst moment, besides inputs and outputs. */
+}
+
+/** Memory for intermediates that programs share which never run at the same time; it grows to what the largest needs. */
+export interface Workspace {
+  readonly bytes: number
+}
+
+/** What a program will need and do, known before anything is allocated. */
+export interface Outline {
+  /** Bytes of intermediates at the worst moment, and of gaps between them. */
   readonly arenaBytes: number
+  /** Those intermediates by what they are for. */
+  readonly peak: Peak
+  /** Bytes of outputs that have memory of their own. */
   readonly outputBytes: number
-  /** Number of kernels launched by one run. */
   readonly launches: number
 }
 
@@ -50,6 +62,8 @@ export interface CompileOptions {
   readonly bound?: ReadonlyArray<number>
   /** Gathers of parameters that are under way before their turn. */
   readonly prefetch?: number
+  /** Where intermediates stand; memory of the executable's own unless given. */
+  readonly workspace?: Workspace
 }
 
 /** What runs programs. Layers: Reference (the evaluator), Cpu (native kernels). */
@@ -67,6 +81,9 @@ export class Backend extends Context.Service<
       program: Program<I, O>,
       options?: CompileOptions
     ) => Effect.Effect<Executable, CompileError | DeviceError, Scope.Scope>
+    /** As `compile`, but stops before memory is taken. */
+    readonly outline: <I, O>(program: Program<I, O>, options?: CompileOptions) => Effect.Effect<Outline, CompileError>
+    readonly workspace: Effect.Effect<Workspace, DeviceError, Scope.Scope>
     /** Uninitialised memory for a tensor. */
     readonly allocate: (type: TensorType) => Effect.Effect<Buffer, DeviceError, Scope.Scope>
     /** Copies elements (as stored bytes, in the type's memory order) into a buffer. */
