@@ -139,7 +139,7 @@ const data: Trainer.Data = {
       labels: bytes("i32", [0, 1, 2, 3])
     }
     const one: Trainer.DataBatch = { arrays, samples: batch, skipped: 0, epoch: 0, cursor: null }
-    return Stream.fromIterable(new Array<Trainer.DataBatch>(100).fill(one))
+    return Stream.fromIterable(Array.from({ length: 100 }, () => one))
   }
 }
 

@@ -55,7 +55,7 @@ describe("modes", () => {
       "f16-full f16 f16 f16 f16 f16 f16 f16"
     ])
     for (const p of Object.values(Precision.all)) {
-      expect([p.norms, p.softmax, p.losses, p.logitScale, p.reduction]).toEqual(new Array(5).fill("f32"))
+      expect([p.norms, p.softmax, p.losses, p.logitScale, p.reduction]).toEqual(["f32", "f32", "f32", "f32", "f32"])
       expect(p.lossScale === null).toBe(p.matmul !== "f16")
     }
   })
@@ -126,9 +126,13 @@ const linear = {
 /** The weights after so many steps with the same gradient. */
 const descend = (precision: Precision.Precision, start: number, gradient: number, steps: number) => {
   const { program } = Result.getOrThrow(Step.make({ ...linear, precision, optimizer: Optimizer.make(sgd()) }))
-  const x = Host.make(linear.batch.x.axes, "f32", new Array<number>(features).fill(gradient))
+  const x = Host.make(
+    linear.batch.x.axes,
+    "f32",
+    Array.from({ length: features }, () => gradient)
+  )
   const rest = [x, Host.make(linear.batch.examples.axes, "u32", [0]), ...M.scalars({ rate: 1 })]
-  const data = new Array<number>(features).fill(start)
+  const data = Array.from({ length: features }, () => start)
   let weight = Host.make(Axis.list({ feature: features }), program.inputs[0]!.type.dtype, data)
   for (let i = 0; i < steps; i++) weight = Evaluate.runUnsafe(program, [weight, ...rest])[0]!
   return weight.data[0]!
