@@ -9,7 +9,7 @@ import * as fc from "fast-check"
 import { afterAll, describe, expect, it } from "vitest"
 import { counterexample, passLaw } from "../laws/passLaw.ts"
 import { models } from "../programs/models.ts"
-import { programs } from "../programs/random.ts"
+import { all as programs } from "@tessera/core/testing/Programs"
 import { disagreement } from "./agreement.ts"
 import { onCpu } from "./onCpu.ts"
 

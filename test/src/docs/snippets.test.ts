@@ -30,7 +30,9 @@ describe("the documentation", () => {
     expect(shown.map(commandProblem).filter((problem) => problem !== null)).toEqual([])
   })
   for (const block of ts.filter(isRun)) {
-    it(`${block.document}:${block.line} runs`, { timeout: 150_000 }, () => expect(runBlock(block)).toBeNull())
+    it(`${block.document}:${block.line} runs`, { timeout: 150_000 }, () =>
+      expect(runBlock(block, documentBlocks)).toBeNull()
+    )
   }
   for (const path of examples) {
     it(`${path} runs and prints`, { timeout: 150_000 }, () => expect(runExample(path)).toBeNull())
@@ -88,6 +90,26 @@ describe("the checks of the documentation", () => {
   it("run a block, and report one that fails", { timeout: 150_000 }, () => {
     expect(runBlock(found[0]!)).toBeNull()
     expect(runBlock({ ...found[0]!, code: 'throw new Error("on purpose")\n' })).toContain("on purpose")
+  })
+  it("run a block with the files of its document, and compare what it prints", { timeout: 150_000 }, () => {
+    const text = [
+      "```ts",
+      "// number.ts",
+      "export const number = 7",
+      "```",
+      "```ts",
+      "// run, prints:",
+      'import { number } from "./number.ts"',
+      "console.log(number)",
+      "```",
+      "```text",
+      "7",
+      "```"
+    ].join("\n")
+    const [right, wrong] = [text, text.replace("\n7\n", "\n8\n")].map((content) => blocks("page.md", content))
+    expect(right!.map(isRun)).toEqual([false, true, false])
+    expect(runBlock(right![1]!, right)).toBeNull()
+    expect(runBlock(wrong![1]!, wrong)).toContain("page.md:6 prints something else than the block after it shows:\n7\n")
   })
   it("find commands that do not exist", () => {
     const all = commands(found)

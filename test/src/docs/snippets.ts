@@ -55,11 +55,16 @@ const workspace = (): string => {
   return mkdtempSync(join(root, ".cache/snippets-"))
 }
 
-/** One module per block. Blank lines before it make the compiler count as the document does. */
+/** The file that a block is for the other blocks of its document: those that begin with a comment such as `// model.ts`. */
+export const fileOf = ({ code }: Block): string | null => /^\/\/ (\w+\.ts)\n/.exec(code)?.[1] ?? null
+
+/** One module per block, in a folder for each document. Blank lines before it make the compiler count as the document does. */
 const write = (folder: string, all: ReadonlyArray<Block>): ReadonlyMap<string, Block> =>
   new Map(
     all.map((block, index) => {
-      const file = join(folder, `${block.document.replaceAll(/[^A-Za-z0-9]+/g, "-")}-${index}.ts`)
+      const own = join(folder, block.document.replaceAll(/[^A-Za-z0-9]+/g, "-"))
+      mkdirSync(own, { recursive: true })
+      const file = join(own, fileOf(block) ?? `block-${index}.ts`)
       writeFileSync(file, "\n".repeat(block.line - 1) + block.code)
       return [file, block]
     })
@@ -125,15 +130,26 @@ export const typeErrors = (all: ReadonlyArray<Block>, sources: ReadonlyArray<str
   }
 }
 
-export const isRun = (block: Block): boolean => block.code.split("\n", 1)[0]!.trim() === "// run"
+const firstLine = (block: Block): string => block.code.split("\n", 1)[0]!.trim()
 
-/** Null, or what went wrong. */
-export const runBlock = (block: Block): string | null => {
+export const isRun = (block: Block): boolean => firstLine(block) === "// run" || prints(block)
+
+/** The block after it shows what this one prints. */
+const prints = (block: Block): boolean => firstLine(block) === "// run, prints:"
+
+/** Null, or what went wrong. `all` are the blocks of the document. */
+export const runBlock = (block: Block, all: ReadonlyArray<Block> = [block]): string | null => {
   const folder = workspace()
+  const document = all.filter((other) => other.document === block.document)
+  const at = `${block.document}:${block.line}`
   try {
-    const [file] = write(folder, [block]).keys()
-    const { ended, ok, output } = execute(node, [file!], 120_000)
-    return ok ? null : `${block.document}:${block.line}: ${ended}\n${output}`
+    const files = write(folder, [block, ...document.filter((other) => fileOf(other) !== null)])
+    const [file] = files.keys()
+    const { ended, ok, output, stdout } = execute(node, [file!], 120_000)
+    if (!ok) return `${at}: ${ended}\n${output}`
+    if (!prints(block)) return null
+    const shown = document[document.findIndex((other) => other.line === block.line) + 1]
+    return shown?.code === stdout ? null : `${at} prints something else than the block after it shows:\n${stdout}`
   } finally {
     rmSync(folder, { recursive: true, force: true })
   }

@@ -13,7 +13,7 @@ import { rewritten } from "./rewriting.ts"
 import { expectSmall } from "./screen.ts"
 
 describe("ranks agree", () => {
-  it.each([layered(0.25), towers, tagger])("$name", (subject) => collectivesAgree(subject))
+  it.each([layered(0.25), towers, tagger])("$name", (subject) => collectivesAgree(subject, { runs: 10 }))
 })
 
 /** All ranks run one program, with a fault. */

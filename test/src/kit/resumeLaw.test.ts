@@ -50,10 +50,10 @@ const position = (change: (position: Trainer.Position) => Trainer.Position) =>
   restoring(({ position: at }) => Ref.update(at, change))
 
 /** A slot of the optimizer begins anew. */
-const withoutSlot = restoring(({ held }) =>
+const withoutSlot = restoring(({ runner }) =>
   Effect.gen(function* () {
     const backend = yield* Backend
-    const slot = held.find(({ kind, name }) => kind === "optimizer" && name.startsWith("stem/"))!
+    const slot = runner.held.find(({ kind, name }) => kind === "optimizer" && name.startsWith("stem/"))!
     yield* Effect.orDie(backend.write(slot.buffer, new Uint8Array(slot.buffer.bytes)))
   })
 )

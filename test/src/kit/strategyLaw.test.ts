@@ -15,7 +15,7 @@ import { rewritten } from "./rewriting.ts"
 import { expectSmall } from "./screen.ts"
 
 describe("every strategy means what one device means", () => {
-  it.each([layered(0.25), towers, tagger])("$name", (subject) => strategyPreservesMeaning(subject))
+  it.each([layered(0.25), towers, tagger])("$name", (subject) => strategyPreservesMeaning(subject, { runs: 10 }))
 })
 
 /** The program of one rank with a fault. */

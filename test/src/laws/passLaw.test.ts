@@ -9,7 +9,7 @@ import { simplifyBody } from "@tessera/core/Simplify"
 import * as T from "@tessera/core/Tensor"
 import * as fc from "fast-check"
 import { models } from "../programs/models.ts"
-import { programs } from "../programs/random.ts"
+import { all as programs } from "@tessera/core/testing/Programs"
 import type { Pass } from "./passLaw.ts"
 import { counterexample, passLaw, passProblem } from "./passLaw.ts"
 

@@ -4,9 +4,9 @@ import * as Axis from "@tessera/core/Axis"
 import * as Evaluate from "@tessera/core/Evaluate"
 import type { AnyTensor, Body } from "@tessera/core/Node"
 import * as Program from "@tessera/core/Program"
-import type { Example } from "../programs/Example.ts"
+import type { Example } from "@tessera/core/testing/Programs"
 import { models } from "../programs/models.ts"
-import { programs } from "../programs/random.ts"
+import { all as programs } from "@tessera/core/testing/Programs"
 import * as Counterexample from "./counterexample.ts"
 
 export type Pass = (body: Body) => Body

@@ -13,7 +13,7 @@ import * as Random from "@tessera/core/Random"
 import * as Recompute from "@tessera/core/Recompute"
 import * as T from "@tessera/core/Tensor"
 import * as Dice from "@tessera/core/testing/Dice"
-import type { Example } from "./Example.ts"
+import type { Example } from "@tessera/core/testing/Programs"
 
 const sizes = { embed: 4, heads: 2, headDim: 3, mlp: 5 } as const
 

@@ -1,5 +1,10 @@
 /** Generators of what laws choose: sizes, meshes, strategies, policies. They shrink towards one device and the plainest of everything. */
 import * as fc from "fast-check"
+import * as Axis from "../Axis.ts"
+import * as DType from "../DType.ts"
+import type { HostArray } from "../HostArray.ts"
+import * as Host from "../HostArray.ts"
+import type { TensorType } from "../Node.ts"
 import type * as Mesh from "../Mesh.ts"
 import * as Meshes from "../Mesh.ts"
 import type * as Recompute from "../Recompute.ts"
@@ -9,6 +14,39 @@ import type { Sizes, Subject } from "./Subject.ts"
 /** One of several values; shrinks step by step towards the first, where `fc.constantFrom` would only try the first. */
 export const among = <A>(...values: ReadonlyArray<A>): fc.Arbitrary<A> =>
   fc.nat(Math.max(0, values.length - 1)).map((i) => values[i]!)
+
+/** Storage types. */
+export const dtype: fc.Arbitrary<DType.DType> = among(...DType.all)
+
+/** Storage types of floats. */
+export const float: fc.Arbitrary<"f32" | "bf16" | "f16"> = among("f32", "bf16", "f16")
+
+/** Some of the named axes, each of a size up to `most`, in any memory order. */
+export const shape = (names: ReadonlyArray<string>, most = 5): fc.Arbitrary<Axis.Axes> =>
+  fc
+    .shuffledSubarray([...names])
+    .chain((chosen) =>
+      fc
+        .tuple(...chosen.map(() => fc.integer({ min: 1, max: most })))
+        .map((sizes) => chosen.map((name, i) => Axis.make(name, sizes[i]!)))
+    )
+
+/** Elements that a storage type can hold: floats within 3 of 0, all whole numbers. */
+export const array = ({ axes, dtype: type }: TensorType): fc.Arbitrary<HostArray> => {
+  const limits: Readonly<Record<string, readonly [number, number]>> = {
+    i32: [-(2 ** 31), 2 ** 31 - 1],
+    u32: [0, 2 ** 32 - 1],
+    u8: [0, 255],
+    bool: [0, 1]
+  }
+  const range = limits[type]
+  const element =
+    range === undefined
+      ? fc.double({ min: -3, max: 3, noNaN: true }).map(Math.fround)
+      : fc.integer({ min: range[0], max: range[1] })
+  const count = Axis.count(axes)
+  return fc.array(element, { minLength: count, maxLength: count }).map((data) => Host.make(axes, type, data))
+}
 
 /** Sizes of a subject: each from its own list, the first one being the plainest. */
 export const sizes = (subject: Subject): fc.Arbitrary<Sizes> =>

@@ -52,7 +52,7 @@ const data = (plan: Plan, names: ReadonlyArray<string>): Trainer.Data => ({
 const snapshot = Effect.fnUntraced(function* (training: Trainer.Training) {
   const backend = yield* Backend
   const held: Array<Snapshot["held"][number]> = []
-  for (const { buffer, kind, name } of training.held) {
+  for (const { buffer, kind, name } of training.runner.held) {
     const { axes, dtype } = buffer.type
     held.push({ name: `${kind} ${name}`, array: Host.fromBytes(axes, dtype, yield* backend.read(buffer)) })
   }
@@ -62,7 +62,7 @@ const snapshot = Effect.fnUntraced(function* (training: Trainer.Training) {
 /** What lives is what its bytes say: the evaluator keeps more digits than an f32 has, and a checkpoint does not. */
 const settle = Effect.fnUntraced(function* (training: Trainer.Training) {
   const backend = yield* Backend
-  for (const { buffer } of training.held) yield* backend.write(buffer, yield* backend.read(buffer))
+  for (const { buffer } of training.runner.held) yield* backend.write(buffer, yield* backend.read(buffer))
 })
 
 /** Goes on until `until` steps are done; gives the losses, and what there is after every step. */
@@ -73,7 +73,7 @@ const run = Effect.fnUntraced(function* (plan: Plan, training: Trainer.Training,
     yield* settle(training)
     moments.push(yield* snapshot(training))
   }).pipe(Effect.provideService(Backend, backend), Effect.orDie)
-  const names = training.batch.map(({ name }) => name)
+  const names = training.runner.batch.map(({ name }) => name)
   const reports = yield* Trainer.steps(training, {
     run: "law",
     data: data(plan, names),

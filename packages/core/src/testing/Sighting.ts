@@ -30,10 +30,11 @@ export const ofRun = (body: Body, run: Recording, mesh: Mesh.Mesh, microbatches 
     const primitive = e.primitive.name
     const each = values.length / microbatches
     if (loop.has(e) && Number.isInteger(each)) {
-      // The loop over microbatches is the outermost one.
       for (let r = 0; r < each; r++) {
-        const parts = Array.from({ length: microbatches }, (_, m) => values[r + m * each]!)
-        found.push({ parts, mesh, primitive })
+        // The loop over microbatches is the outermost one; or there are several such loops, one after another.
+        const apart = Array.from({ length: microbatches }, (_, m) => values[r + m * each]!)
+        found.push({ parts: apart, mesh, primitive })
+        if (each > 1) found.push({ parts: values.slice(r * microbatches, (r + 1) * microbatches), mesh, primitive })
       }
     } else for (const value of values) found.push({ parts: [value], mesh, primitive })
   }
@@ -111,8 +112,11 @@ const readings = function* (axes: Axis.Axes, { mesh, parts }: Sighting, toleranc
     if (wholes.some(({ disagreement }) => disagreement > tolerance)) continue
     const arrays = wholes.map(({ array }) => array)
     const [first] = arrays
-    if (examples !== 1) yield interleaved(arrays)
-    else {
+    if (examples !== 1) {
+      yield interleaved(arrays)
+      // A loop of the backward pass runs from the last to the first.
+      yield interleaved(arrays.toReversed())
+    } else {
       if (arrays.every((x) => relative(first!, x) <= tolerance)) yield first!
       if (arrays.length > 1) yield added(arrays)
     }
@@ -130,11 +134,11 @@ const layoutsOf = (mesh: Mesh.Mesh, ratios: ReadonlyMap<string, number>): Readon
     [new Map()]
   )
 
-const added = (xs: ReadonlyArray<HostArray>): HostArray =>
-  xs.reduce((total, x) => {
-    const y = Host.reorder(x, total.axes)
-    return { ...total, data: total.data.map((v, k) => v + y.data[k]!) }
-  })
+const added = (xs: ReadonlyArray<HostArray>): HostArray => {
+  const first = xs[0]!
+  const all = xs.map((x) => Host.reorder(x, first.axes).data)
+  return { ...first, data: first.data.map((_, k) => all.reduce((total, data) => total + data[k]!, 0)) }
+}
 
 /** Examples of microbatches in the order of the whole batch: example i is in microbatch i mod k. */
 const interleaved = (xs: ReadonlyArray<HostArray>): HostArray => {

@@ -1,4 +1,5 @@
 /** Steps on the evaluator, in float64: what laws about steps run, compare and print. */
+import * as Result from "effect/Result"
 import * as Evaluate from "../Evaluate.ts"
 import type { HostArray } from "../HostArray.ts"
 import * as Mesh from "../Mesh.ts"
@@ -10,9 +11,11 @@ import * as Program from "../Program.ts"
 import type * as Recompute from "../Recompute.ts"
 import type { Outcome } from "../Simulate.ts"
 import type { StepProgram } from "../Step.ts"
+import * as Step from "../Step.ts"
 import type { Choices } from "../Strategy.ts"
+import * as Strategy from "../Strategy.ts"
 import * as Tree from "../Tree.ts"
-import { widest } from "./compare.ts"
+import { relative, widest } from "./compare.ts"
 import * as Excerpt from "./Excerpt.ts"
 import type { Sizes, Values } from "./Subject.ts"
 import * as Subjects from "./Subject.ts"
@@ -67,6 +70,17 @@ export const train = (
   })
 }
 
+/** The step on one device, made once for each configuration: cases come back to the same sizes again and again. */
+export const singles = (): ((key: string, config: Omit<Step.Config<any, any>, "strategy">) => StepProgram) => {
+  const known = new Map<string, StepProgram>()
+  return (key, config) => {
+    const step =
+      known.get(key) ?? (Result.getOrThrow(Step.make({ ...config, strategy: Strategy.single })) as StepProgram)
+    known.set(key, step)
+    return step
+  }
+}
+
 /** A step on one device. */
 export const alone =
   (step: StepProgram) =>
@@ -91,12 +105,18 @@ export const parting = (
   tolerance: number
 ): Parting | null => {
   const names = Tree.paths(one.program.outTree)
+  const loss = names.indexOf("metrics/loss")
   for (const [step, { disagreement, inputs, outputs }] of found.entries()) {
-    const gap = widest(truth[step]!.outputs, outputs)
-    const worst = Math.max(gap.distance, disagreement)
-    if (worst <= tolerance) continue
-    const size = worst.toExponential(1)
-    const what = disagreement > gap.distance ? `ranks disagree by ${size}` : `${names[gap.output]} differs by ${size}`
+    const expected = truth[step]!.outputs
+    const gap = widest(expected, outputs)
+    if (Math.max(gap.distance, disagreement) <= tolerance) continue
+    // What a user looks at first.
+    const own = relative(expected[loss]!, outputs[loss]!)
+    const shown = own > tolerance ? { output: loss, distance: own } : gap
+    const what =
+      disagreement > gap.distance
+        ? `ranks disagree by ${disagreement.toExponential(1)}`
+        : `${names[shown.output]} differs by ${shown.distance.toExponential(1)}`
     return { step, inputs, what }
   }
   return null

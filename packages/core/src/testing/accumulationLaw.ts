@@ -1,6 +1,6 @@
 /** However many microbatches a batch is cut into, a step means what it means on the whole batch. */
 import * as fc from "fast-check"
-import * as Result from "effect/Result"
+import type * as Result from "effect/Result"
 import type { PartitionError, ProgramError, RecipeError } from "../Errors.ts"
 import type { HostArray } from "../HostArray.ts"
 import * as Step from "../Step.ts"
@@ -39,17 +39,17 @@ interface Case {
 const usual: ReadonlyArray<Steps.Trial> = [Steps.gradient, Steps.momentum(2), Steps.adam(2)]
 
 /** What is wrong with one case. */
-const problem =
-  (given: Given, options: AccumulationOptions) =>
-  (c: Case): Law.Verdict => {
-    const { implementation = Step.make, tolerance = 1e-10, trials = usual } = options
-    const subject = Subjects.of(given)
+const problem = (given: Given, options: AccumulationOptions) => {
+  const { implementation = Step.make, tolerance = 1e-10, trials = usual } = options
+  const subject = Subjects.of(given)
+  const single = Steps.singles()
+  return (c: Case): Law.Verdict => {
     const experiment = subject.make(c.sizes)
     const trial = trials[c.trial]!
-    const config = { ...experiment, optimizer: trial.optimizer, strategy: Strategy.single }
+    const config = { ...experiment, optimizer: trial.optimizer }
     const strategy = { ...Strategy.single, microbatches: c.microbatches }
     return Law.legal(implementation({ ...config, strategy }), ["RecipeError"], (cut) => {
-      const one = Result.getOrThrow(Step.make(config)) as Step.StepProgram
+      const one = single(`${JSON.stringify(c.sizes)} ${trial.name}`, config)
       const values = Subjects.draw(experiment, trial.optimizer, c.seed)
       const truth = Steps.train(Steps.alone(one), values, trial, c.seed)
       const found = Steps.train(Steps.alone(cut), values, trial, c.seed)
@@ -61,6 +61,7 @@ const problem =
       }
     })
   }
+}
 
 /** The first value of the whole batch that the microbatches do not have, neither as parts nor as addends. */
 const located = (

@@ -52,14 +52,15 @@ const addsNothing = (body: Body): boolean =>
 export const strategyProblem = (given: Given, options: StrategyOptions = {}) => {
   const subject = Subjects.of(given)
   const { implementation = Simulate.step, steps = 3, tolerance = 1e-10 } = options
+  const single = Steps.singles()
   return ({ seed, sizes, strategy: chosen }: StrategyCase): Law.Verdict => {
     const experiment = subject.make(sizes)
     const strategy = Strategy.make(chosen)
     for (const trial of [Steps.gradient, Steps.adam(steps)]) {
-      const values = Subjects.draw(experiment, trial.optimizer, seed)
       const config = { ...experiment, optimizer: trial.optimizer, strategy }
       const verdict = Law.legal(implementation(config), ["PartitionError", "RecipeError"], (spread) => {
-        const one = Result.getOrThrow(Step.make({ ...config, strategy: Strategy.single })) as Step.StepProgram
+        const one = single(`${JSON.stringify(sizes)} ${trial.name}`, config)
+        const values = Subjects.draw(experiment, trial.optimizer, seed)
         const truth = Steps.train(Steps.alone(one), values, trial, seed)
         const found = Steps.train(spread.run, values, trial, seed)
         const exact =
@@ -80,38 +81,44 @@ export const strategyProblem = (given: Given, options: StrategyOptions = {}) => 
   }
 }
 
-/** The first equation whose value the ranks hold differently. */
-const located = (
+/** Where a step on a mesh parts from the one on one device; null where every value of one device is there. */
+export const strategyDifference = (
   { how }: Simulate.Simulation,
   config: Step.Config<any, any> & { readonly strategy: Strategy.Strategy },
   inputs: ReadonlyArray<HostArray>,
   tolerance: number
-): ReadonlyArray<string> => {
-  const { mesh } = config.strategy
-  const together = "every equation agrees by itself: the outputs are put together wrongly"
+): { readonly difference: FirstDifference.Difference | null; readonly body: Body; readonly step: Step.StepProgram } => {
   if (how.kind === "spread") {
     const { local, step } = how
+    const { mesh } = config.strategy
     const parts = Simulate.parts(step, local, mesh, inputs)
     const whole = parts.map((x, i) => Layout.collect(x, local.inputLayouts[i]!, mesh).array)
     const body = Steps.forwardFirst(step)
     const ranks = { lowered: local, inputs: parts, mesh }
-    const found = FirstDifference.onRanks({ body, inputs: whole }, ranks, tolerance)
-    return found === null
-      ? [together]
-      : FirstDifference.print(found, body, { expected: "one device", found: "ranks" }, Steps.inputNames(step))
+    return { difference: FirstDifference.onRanks({ body, inputs: whole }, ranks, tolerance), body, step }
   }
-  const { storage } = how.step
   const strategy = { ...config.strategy, microbatches: 1 }
   const step = Result.getOrThrow(Step.make({ ...config, strategy })) as Step.StepProgram
-  const stored = Simulate.stored(storage, inputs)
+  const stored = Simulate.stored(how.step.storage, inputs)
   const body = Steps.forwardFirst(step)
   // Whole stacks are nowhere: each stage has its run of layers. Their layers are compared inside of the stack.
-  const found = FirstDifference.byValue({ body, inputs: stored }, onStages(how, stored), tolerance, {
+  const difference = FirstDifference.byValue({ body, inputs: stored }, onStages(how, stored), tolerance, {
     relevant: ({ value }) => !Axis.has(value[0]!.axes, "layers")
   })
-  return found === null
-    ? [together]
-    : FirstDifference.print(found, body, { expected: "one device", found: "stages" }, Steps.inputNames(step))
+  return { difference, body, step }
+}
+
+const located = (
+  simulation: Simulate.Simulation,
+  config: Step.Config<any, any> & { readonly strategy: Strategy.Strategy },
+  inputs: ReadonlyArray<HostArray>,
+  tolerance: number
+): ReadonlyArray<string> => {
+  const { body, difference, step } = strategyDifference(simulation, config, inputs, tolerance)
+  const sides = { expected: "one device", found: simulation.how.kind === "spread" ? "ranks" : "stages" }
+  return difference === null
+    ? ["every equation agrees by itself: the outputs are put together wrongly"]
+    : FirstDifference.print(difference, body, sides, Steps.inputNames(step))
 }
 
 /** What the stages see, of all microbatches together. */

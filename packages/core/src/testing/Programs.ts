@@ -1,15 +1,25 @@
-/** Random small programs: graphs of primitives over a few axis names that end in a scalar loss. */
-import * as Axis from "@tessera/core/Axis"
-import * as Gradient from "@tessera/core/Gradient"
-import * as Host from "@tessera/core/HostArray"
-import type { AnyTensor, Tensor, TensorType } from "@tessera/core/Node"
-import { input } from "@tessera/core/Node"
-import * as Program from "@tessera/core/Program"
-import * as Random from "@tessera/core/Random"
-import * as T from "@tessera/core/Tensor"
+/**
+ * Random well-typed programs, for laws about passes and backends: graphs of primitives over a few axis names that end in a scalar loss, loops and
+ * recomputed regions among them. They shrink towards fewer equations over smaller inputs.
+ */
 import * as fc from "fast-check"
-import * as Dice from "@tessera/core/testing/Dice"
-import type { Example } from "./Example.ts"
+import * as Axis from "../Axis.ts"
+import * as Gradient from "../Gradient.ts"
+import type { HostArray } from "../HostArray.ts"
+import * as Host from "../HostArray.ts"
+import type { AnyTensor, Body, Tensor, TensorType } from "../Node.ts"
+import { input } from "../Node.ts"
+import * as Program from "../Program.ts"
+import * as Random from "../Random.ts"
+import * as T from "../Tensor.ts"
+import * as Dice from "./Dice.ts"
+
+/** A program with inputs to run it on. */
+export interface Example {
+  readonly name: string
+  readonly body: Body
+  readonly arrays: ReadonlyArray<HostArray>
+}
 
 type F = Tensor<string>
 type I = Tensor<string, "int">
@@ -107,8 +117,11 @@ const operations: ReadonlyArray<(g: Given) => F> = [
   }
 ]
 
+/** What a random program is made from. */
 export interface Recipe {
+  /** Operations on values made before, the newest last. Numbers beyond what there is count from the beginning again. */
   readonly steps: ReadonlyArray<readonly [operation: number, left: number, right: number, choice: number]>
+  /** For every float input, which axes it has. */
   readonly masks: ReadonlyArray<number>
   readonly seed: number
 }
@@ -166,7 +179,7 @@ const recipes: fc.Arbitrary<Recipe> = fc.record({
   seed: fc.nat(2 ** 31 - 1)
 })
 
-/** Random programs with a scalar output. */
+/** Programs with a scalar output. */
 export const forward: fc.Arbitrary<Example> = recipes.map(build)
 
 /** The same with the gradients of all float inputs. */
@@ -183,4 +196,4 @@ export const withGradients: fc.Arbitrary<Example> = recipes.map((recipe) => {
 })
 
 /** Both kinds. */
-export const programs: fc.Arbitrary<Example> = fc.oneof(forward, withGradients)
+export const all: fc.Arbitrary<Example> = fc.oneof(forward, withGradients)
