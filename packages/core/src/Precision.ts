@@ -24,7 +24,7 @@ export {
   problem
 } from "./precision/Policy.ts"
 export type { LossScaleState } from "./precision/LossScaling.ts"
-export { initialLossScale, nextLossScale } from "./precision/LossScaling.ts"
+export { initialLossScale, isLowest, nextLossScale } from "./precision/LossScaling.ts"
 export { apply } from "./precision/Casts.ts"
 export { placeGradients, reduceGradient } from "./precision/Gradients.ts"
 export { optimizerIn, optimizerProblem } from "./precision/Stored.ts"

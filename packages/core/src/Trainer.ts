@@ -309,7 +309,7 @@ const advance = <E, R>(
       lossScale: scale
     })
     const finite = metrics["finite"] === 1
-    if (!finite && training.precision.lossScale === null)
+    if (!finite && Precision.isLowest(training.precision, before.lossScale))
       return yield* new TrainError({ reason: "LossNotFinite", step, detail: notFinite(metrics, learningRate) })
     if (metrics["weight"] === 0)
       return yield* new TrainError({

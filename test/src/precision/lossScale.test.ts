@@ -126,7 +126,7 @@ const task = Tasks.classification(Vit.classifier(config), {
 })
 
 /** The same batch again and again: what goes down is the loss of examples that were seen. */
-const data: Trainer.Data = {
+const dataOf = (fill: (value: number) => number): Trainer.Data => ({
   batches: () => {
     const dice = Dice.make(3)
     const floats = (n: number) => Float64Array.from({ length: n }, () => 2 * dice.next() - 1)
@@ -135,13 +135,13 @@ const data: Trainer.Data = {
     const arrays = {
       examples: bytes("u32", [0, 1, 2, 3]),
       weights: bytes("f32", [1, 1, 1, 1]),
-      images: bytes("f32", floats(batch * 16)),
+      images: bytes("f32", floats(batch * 16).map(fill)),
       labels: bytes("i32", [0, 1, 2, 3])
     }
     const one: Trainer.DataBatch = { arrays, samples: batch, skipped: 0, epoch: 0, cursor: null }
     return Stream.fromIterable(Array.from({ length: 100 }, () => one))
   }
-}
+})
 
 describe("training in f16", () => {
   it("skips steps that overflow, bit for bit, until the scale fits; then it learns", async () => {
@@ -162,7 +162,7 @@ describe("training in f16", () => {
       const losses: Array<number> = []
       yield* Trainer.steps(training, {
         run: "f16",
-        data,
+        data: dataOf((v) => v),
         schedule: Schedule.constant(0.01),
         totalSteps: steps,
         seed: 1,
@@ -195,5 +195,31 @@ describe("training in f16", () => {
     // The loss of the first step is finite and stays what it was while nothing changes.
     expect(new Set(losses.slice(0, count + 1)).size).toBe(1)
     expect(losses.at(-1)!).toBeLessThan(0.2 * losses[0]!)
+  })
+
+  it("ends by name where the scale is as low as it may be and the step still is not finite", async () => {
+    const run = Effect.gen(function* () {
+      const training = yield* Trainer.make({
+        ...task,
+        precision: policy({ ...Precision.lossScale, initial: 4 }),
+        optimizer: Optimizer.make(adamw())
+      })
+      yield* Trainer.initialise(training, 1)
+      const options = {
+        run: "f16",
+        data: dataOf(() => Infinity),
+        schedule: Schedule.constant(0.01),
+        totalSteps: 60,
+        seed: 1
+      }
+      const error = yield* Effect.flip(Stream.runDrain(Trainer.steps(training, options)))
+      return { error, position: yield* Ref.get(training.position) }
+    })
+    const { error, position } = await Effect.runPromise(
+      Effect.provide(Effect.scoped(run), CpuBackend.layerWith({ threads: 1 }))
+    )
+    // The first is borne, the second and the third halve 4 to 1.
+    expect(position.lossScale).toEqual({ scale: 1, good: 0, patience: -1 })
+    expect(error).toMatchObject({ _tag: "TrainError", reason: "LossNotFinite", step: 4 })
   })
 })

@@ -16,6 +16,10 @@ export const initialLossScale = (precision: Precision): LossScaleState => ({
   patience: precision.lossScale?.hysteresis ?? 0
 })
 
+/** Whether a step that is not finite cannot be borne: there is no scale, or it is as low as it may be and patience is used up. */
+export const isLowest = ({ lossScale }: Precision, state: LossScaleState): boolean =>
+  lossScale === null || (state.scale <= lossScale.minimum && state.patience <= 0)
+
 /**
  * After one step. Patience comes back only when the scale grows, so that once it is used up every further non-finite step lowers the scale.
  * @source megatron/optimizer/grad_scaler.py DynamicGradScaler.update
