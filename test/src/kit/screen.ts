@@ -5,7 +5,6 @@ import { expect } from "vitest"
 export const expectSmall = (found: LawBroken | null, ...parts: ReadonlyArray<string>): void => {
   expect(found).not.toBe(null)
   const { message } = found!
-  if (process.env["SHOW"]) console.log(message)
   const lines = message.split("\n")
   expect(lines.length, message).toBeLessThanOrEqual(30)
   expect(Math.max(...lines.map((line) => line.length)), message).toBeLessThanOrEqual(150)
