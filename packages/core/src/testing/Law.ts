@@ -48,20 +48,14 @@ export interface Law<A> {
 const keyOf = (value: unknown): string =>
   JSON.stringify(value, (_k, v: unknown) => (typeof v === "number" && !Number.isFinite(v) ? String(v) : v))
 
-/** Remembers verdicts: shrinking comes back to the same cases again and again. */
-class Judge {
-  private readonly known = new Map<string, Verdict>()
+/** Verdicts by case: shrinking comes back to the same cases again and again. */
+type Verdicts = Map<string, Verdict>
 
-  find(key: string): Verdict | undefined {
-    return this.known.get(key)
-  }
-
-  /** Lets a case pass, leaves it out, or throws what is wrong with it. */
-  pronounce(key: string, verdict: Verdict): void {
-    this.known.set(key, verdict)
-    fc.pre(verdict !== "skip")
-    if (verdict !== null) throw new Error((verdict as Problem).what)
-  }
+/** Lets a case pass, leaves it out, or throws what is wrong with it. */
+const pronounce = (verdicts: Verdicts, key: string, verdict: Verdict): void => {
+  verdicts.set(key, verdict)
+  fc.pre(verdict !== "skip")
+  if (verdict !== null) throw new Error((verdict as Problem).what)
 }
 
 const parameters = ({ runs, seed }: Options, usual: number) => ({
@@ -77,15 +71,16 @@ export const counterexample = <A>(
   options: Options,
   usual: number
 ): LawBroken | null => {
-  const judge = new Judge()
+  const verdicts: Verdicts = new Map()
   const details = fc.check(
     fc.property(law.cases, (a) => {
       const key = keyOf(a)
-      judge.pronounce(key, judge.find(key) ?? verdict(a))
+      const known = verdicts.get(key)
+      pronounce(verdicts, key, known === undefined ? verdict(a) : known)
     }),
     parameters(options, usual)
   )
-  return report(law, judge, details)
+  return report(law, verdicts, details)
 }
 
 /** The same for verdicts that take time. */
@@ -95,25 +90,26 @@ export const counterexampleLater = async <A>(
   options: Options,
   usual: number
 ): Promise<LawBroken | null> => {
-  const judge = new Judge()
+  const verdicts: Verdicts = new Map()
   const details = await fc.check(
     fc.asyncProperty(law.cases, async (a) => {
       const key = keyOf(a)
-      judge.pronounce(key, judge.find(key) ?? (await verdict(a)))
+      const known = verdicts.get(key)
+      pronounce(verdicts, key, known === undefined ? await verdict(a) : known)
     }),
     parameters(options, usual)
   )
-  return report(law, judge, details)
+  return report(law, verdicts, details)
 }
 
-const report = <A>(law: Law<A>, judge: Judge, found: fc.RunDetails<[A]>): LawBroken | null => {
+const report = <A>(law: Law<A>, verdicts: Verdicts, found: fc.RunDetails<[A]>): LawBroken | null => {
   if (!found.failed) return null
   if (found.counterexample === null) {
     const { advice = "give the subject sizes that divide, such as powers of two" } = law
     return new LawBroken(`${law.name}: none of ${found.numSkips} cases could be judged; ${advice}`, null, found.seed)
   }
   const [smallest] = found.counterexample
-  const problem = judge.find(keyOf(smallest)) ?? null
+  const problem = verdicts.get(keyOf(smallest)) ?? null
   // An error that no law foresaw, such as one of a hook: it is the counterexample.
   if (problem === null || problem === "skip") throw found.errorInstance
   const lines = [
