@@ -29,6 +29,7 @@ import type { TensorType } from "./Node.ts"
 import { bytesOf } from "./Node.ts"
 import * as Optimizer from "./Optimizer.ts"
 import * as Precision from "./Precision.ts"
+import type * as Program from "./Program.ts"
 import * as StepRunner from "./runner/StepRunner.ts"
 import type { Schedule } from "./Schedule.ts"
 import type { Buffer } from "./services/Backend.ts"
@@ -109,20 +110,44 @@ export const make = Effect.fn("Trainer.make")(function* <P extends Module.ParamT
 
 /** Parameters from the seed, the optimizer's state before the first step, step 0. The same whatever the mesh. */
 export const initialise = Effect.fn("Trainer.initialise")(function* (training: Training, seed: number) {
-  const backend = yield* Backend
   const { optimizer, params, runner } = training
+  const plain = StepRunner.isPlain(runner)
   yield* Effect.scoped(
     Effect.gen(function* () {
       const from = yield* scalarBuffer({ axes: [], dtype: "u32" }, seed)
-      const fill = yield* alone(backend.compile(Module.init(params, optimizer.stored)))
-      const parameters = yield* fill.run([from])
-      const first = yield* alone(backend.compile(Optimizer.initial(optimizer, params)))
-      const all = [...parameters, ...(yield* first.run(parameters))]
-      if (StepRunner.isPlain(runner)) return yield* copy(all, buffersOf(training))
-      yield* StepRunner.load(runner, yield* Effect.forEach(all, downloaded))
+      const kinds = runner.storage.logical.map((h) => h.kind)
+      const own = (parameter: boolean) =>
+        plain ? buffersOf(training).filter((_, i) => (kinds[i] === "parameter") === parameter) : null
+      const parameters = yield* filled(Module.init(params, optimizer.stored), [from], own(true))
+      const state = yield* filled(Optimizer.initial(optimizer, params), parameters, own(false))
+      if (!plain) yield* StepRunner.load(runner, yield* Effect.forEach([...parameters, ...state], downloaded))
     })
   )
   yield* Ref.set(training.position, start(training.precision))
+})
+
+/** Runs a program, its outputs straight into these buffers where there are any. */
+const filled = Effect.fnUntraced(function* <I, O>(
+  program: Program.Program<I, O>,
+  inputs: ReadonlyArray<Buffer>,
+  into: ReadonlyArray<Buffer> | null
+) {
+  const backend = yield* Backend
+  const direct = program.outputs.flatMap((o, i) =>
+    into !== null && Axis.print(o.type.axes) === Axis.print(into[i]!.type.axes) ? [i] : []
+  )
+  const executable = yield* alone(backend.compile(program, { bound: direct }))
+  const outputs = yield* executable.run(
+    inputs,
+    direct.map((i) => into![i]!)
+  )
+  if (into === null) return outputs
+  // The same names in another order of memory.
+  for (const [i, x] of outputs.entries()) {
+    if (direct.includes(i)) continue
+    yield* backend.write(into[i]!, Host.toBytes(Host.reorder(yield* downloaded(x), into[i]!.type.axes)))
+  }
+  return into
 })
 
 /** Compiles what every rank does by itself. */
@@ -135,21 +160,6 @@ const downloaded = (buffer: Buffer) =>
   Effect.flatMap(Backend, (backend) =>
     Effect.map(backend.read(buffer), (bytes) => Host.fromBytes(buffer.type.axes, buffer.type.dtype, bytes))
   )
-
-/** Copies contents through the host, matching axes by name. */
-const copy = Effect.fnUntraced(function* (from: ReadonlyArray<Buffer>, to: ReadonlyArray<Buffer>) {
-  const backend = yield* Backend
-  for (const [i, source] of from.entries()) {
-    const target = to[i]!
-    const bytes = yield* backend.read(source)
-    const same = source.type.axes.every((a, k) => a.name === target.type.axes[k]!.name)
-    const { axes, dtype } = source.type
-    yield* backend.write(
-      target,
-      same ? bytes : Host.toBytes(Host.reorder(Host.fromBytes(axes, dtype, bytes), target.type.axes))
-    )
-  }
-})
 
 const scalarBuffer = Effect.fnUntraced(function* (type: TensorType, value: number) {
   const backend = yield* Backend
