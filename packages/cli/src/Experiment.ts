@@ -6,6 +6,7 @@ import { lamb } from "@tessera/core/optimizers/lamb"
 import { lion } from "@tessera/core/optimizers/lion"
 import { sgd } from "@tessera/core/optimizers/sgd"
 import * as Precision from "@tessera/core/Precision"
+import type * as Recompute from "@tessera/core/Recompute"
 import * as Schedule from "@tessera/core/Schedule"
 import type * as Step from "@tessera/core/Step"
 import * as Strategy from "@tessera/core/Strategy"
@@ -63,11 +64,25 @@ export const schedule = (recipe: Recipe, total: number): Schedule.Schedule => {
 /** Recipes were checked: the policy is legal. */
 export const precision = (recipe: Recipe): Precision.Precision => Result.getOrThrow(Precision.make(recipe.precision))
 
-const strategy = (recipe: Recipe): Strategy.Strategy => ({
-  ...Strategy.single,
-  microbatches: recipe.microbatches,
-  recompute: { kind: recipe.recompute ? "full" : "none" }
-})
+/** Mesh axes of one rank are none. */
+const mesh = ({ context, data, stage, tensor }: Recipe["strategy"]["mesh"]) =>
+  Object.entries({ stage, data, context, tensor }).filter(([, count]) => count > 1)
+
+const recomputation = (given: boolean | Recompute.Policy["kind"]): Recompute.Policy["kind"] =>
+  typeof given === "string" ? given : given ? "full" : "none"
+
+/** How the step is spread over ranks. */
+export const strategy = (recipe: Recipe): Strategy.Strategy => {
+  const { fsdp, mesh: counts, ...choices } = recipe.strategy
+  const { microbatches, recompute } = recipe
+  return Strategy.make({
+    ...choices,
+    mesh: mesh(counts),
+    ...(fsdp === null ? {} : { fsdp }),
+    microbatches,
+    recompute: typeof recompute === "object" ? recompute : { kind: recomputation(recompute) }
+  })
+}
 
 /** Steps of the whole run. */
 export const totalSteps = (recipe: Recipe, stepsPerEpoch: number): number =>

@@ -145,10 +145,12 @@ export const resolve = (given: ReadonlyArray<Layer>): Result.Result<Resolved, Re
         ? Result.succeed({ source: "default", values: { [key]: { name, ...table[name] } } })
         : fail(`${key}.name`, `unknown ${key} ${JSON.stringify(name)}`, meant(String(name), Object.keys(table)))
     }
+    const { fsdp } = record("strategy")
+    const flat = isRecord(fsdp) ? { strategy: { fsdp: Recipe.fsdpDefaults(fsdp["unit"]) } } : {}
     const { classes } = record("data")
     const model = yield* modelBase(record("model"), typeof classes === "number" ? classes : 1000)
     const below = [
-      { source: "default", values: Recipe.defaults },
+      { source: "default", values: merge(Recipe.defaults, flat) },
       yield* named("optimizer", Recipe.optimizerDefaults, "adamw"),
       yield* named("schedule", Recipe.scheduleDefaults, "cosine"),
       model
@@ -216,6 +218,8 @@ const known: Known = {
   },
   optimizer: union(Recipe.optimizers),
   precision: fieldsOf(Recipe.precisions),
+  recompute: fieldsOf(Recipe.recomputation),
+  strategy: { ...fieldsOf(Recipe.strategy), fsdp: fieldsOf(Recipe.fsdp) },
   schedule: union(Recipe.schedules)
 }
 

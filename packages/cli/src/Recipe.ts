@@ -129,6 +129,32 @@ export const precisions = Schema.Struct({
   gradients: float
 })
 
+/** All layers, groups of them, or attention alone run again in the backward pass. true is "full", false "none". */
+export const recomputation = Schema.Struct({
+  kind: Schema.Literals(["none", "full", "selective"]),
+  method: Schema.optionalKey(Schema.Literals(["uniform", "block"])),
+  layers: Schema.optionalKey(count(1))
+})
+
+/** Parameters in flat tensors, gathered unit by unit. */
+export const fsdp = Schema.Struct({
+  unit: Schema.Literals(["block", "model"]),
+  reshardAfterForward: Schema.Boolean,
+  prefetch: count(0)
+})
+
+/** How a step is spread over ranks. */
+export const strategy = Schema.Struct({
+  /** Ranks along each axis of the mesh, outermost first. */
+  mesh: Schema.Struct({ stage: count(1), data: count(1), context: count(1), tensor: count(1) }),
+  zero: Schema.Literals([0, 1, 2, 3]),
+  fsdp: Schema.NullOr(fsdp),
+  sequence: Schema.Boolean,
+  context: Schema.Literals(["gather", "ring"]),
+  schedule: Schema.Literals(["gpipe", "1f1b", "interleaved"]),
+  virtualStages: count(1)
+})
+
 /** "epoch", "end", or a number of steps. */
 const Interval = Schema.Union([Schema.Literals(["epoch", "end"]), count(1)])
 export type Interval = typeof Interval.Type
@@ -143,8 +169,9 @@ export const Recipe = Schema.Struct({
   batchSize: count(1),
   /** Parts that a batch is cut into. */
   microbatches: count(1),
-  /** Keeps the intermediates of no layer and computes them again: less memory, more time. */
-  recompute: Schema.Boolean,
+  /** Keeps fewer intermediates of layers and computes them again: less memory, more time. */
+  recompute: Schema.Union([Schema.Boolean, Schema.Literals(["none", "full", "selective"]), recomputation]),
+  strategy,
   epochs: positive,
   /** Overrides `epochs` where it is not null. */
   steps: Schema.NullOr(count(1)),
@@ -203,6 +230,15 @@ export const defaults = {
   },
   microbatches: 1,
   recompute: false,
+  strategy: {
+    mesh: { stage: 1, data: 1, context: 1, tensor: 1 },
+    zero: 0,
+    fsdp: null,
+    sequence: false,
+    context: "gather",
+    schedule: "1f1b",
+    virtualStages: 1
+  },
   epochs: 1,
   steps: null,
   precision: "f32",
@@ -225,6 +261,9 @@ export const optimizerDefaults: Readonly<Record<string, object>> = {
   lamb: { weightDecay: 0, decay: "declared", b1: 0.9, b2: 0.999, epsilon: 1e-6 },
   adafactor: { weightDecay: 0, decay: "declared", momentum: 0.9, clipping: null }
 }
+
+/** What flat parameters begin from. Of the whole model nothing runs between the forward and the backward pass: it stays gathered. */
+export const fsdpDefaults = (unit: unknown) => ({ unit: "block", reshardAfterForward: unit !== "model", prefetch: 1 })
 
 /** Defaults by name of the schedule. */
 export const scheduleDefaults: Readonly<Record<string, object>> = {
@@ -261,9 +300,34 @@ export const problems = (r: Recipe): ReadonlyArray<RecipeError> => {
       )
     )
   }
+  found.push(...strategyProblems(r))
   if (![1, 3].includes(r.model.channels))
     found.push(problem("model.channels", `pictures have 1 or 3 channels, not ${r.model.channels}`, ""))
   if (r.data.augmentation.crop !== "none" && r.model.imageSize.height !== r.model.imageSize.width)
     found.push(problem("data.augmentation.crop", "crops are square, model.imageSize is not", 'use crop "none"'))
   return found
+}
+
+/** Choices that need ranks along a mesh axis which has one only: they would change nothing. */
+const strategyProblems = ({ strategy }: Recipe): ReadonlyArray<RecipeError> => {
+  const { context, fsdp, mesh, schedule, sequence, virtualStages, zero } = strategy
+  const needs: ReadonlyArray<readonly [key: string, chosen: boolean, meshAxis: keyof typeof mesh]> = [
+    ["zero", zero > 0, "data"],
+    ["fsdp", fsdp !== null, "data"],
+    ["sequence", sequence, "tensor"],
+    ["context", context === "ring", "context"],
+    ["schedule", schedule !== "1f1b", "stage"],
+    ["virtualStages", virtualStages > 1, "stage"]
+  ]
+  return needs.flatMap(([key, chosen, meshAxis]) =>
+    chosen && mesh[meshAxis] === 1
+      ? [
+          problem(
+            `strategy.${key}`,
+            `needs several ranks along mesh axis "${meshAxis}", which has 1`,
+            `give strategy.mesh.${meshAxis} (--mesh ${meshAxis}=N)`
+          )
+        ]
+      : []
+  )
 }

@@ -160,6 +160,18 @@ const explain = Command.make(
     recipe,
     set,
     ...machine,
+    mesh: Flag.String("mesh").pipe(
+      Flag.optional,
+      about("ranks by mesh axis, such as data=8,tensor=4 (stage, data, context, tensor)")
+    ),
+    strategy: Flag.String("strategy").pipe(
+      Flag.optional,
+      about("how they share the work, such as fsdp or zero1,sequence; see docs/parallelism.md")
+    ),
+    diff: Flag.String("diff").pipe(
+      Flag.between(0, 1000),
+      about("a setting of the configuration to compare with, such as strategy=zero1 or precision=bf16; may be repeated")
+    ),
     config: Flag.Boolean("config").pipe(Flag.withDefault(false), about("every setting and where it came from")),
     program: Flag.Boolean("program").pipe(Flag.withDefault(false), about("prints the program of a training step")),
     json
@@ -170,11 +182,15 @@ const explain = Command.make(
       (m) => m.explain(given(input))
     )
 ).pipe(
-  Command.withDescription("Parameters, FLOPs, memory, kernels and learning rates of a recipe"),
+  Command.withDescription("Parameters, FLOPs, memory, collectives, types and learning rates of a recipe, on any mesh"),
   Command.withExamples([
     {
       command: "tessera explain vit-b16-nemo --set batchSize=8 --set microbatches=1",
       description: "what a step costs"
+    },
+    {
+      command: "tessera explain vit-b16-nemo --mesh data=8,tensor=4 --strategy fsdp --diff strategy=zero1",
+      description: "what ranks hold and send, under two strategies"
     },
     { command: "tessera explain mnist --config", description: "where each value came from" }
   ])

@@ -95,6 +95,7 @@ export const checked = <P extends Module.ParamTree, B extends BatchTypes>(
     Result.flatMap((examples) => Accumulate.size(examples, strategy.microbatches)),
     Result.flatMap(() => {
       const wrong =
+        Strategy.problem(strategy) ??
         Recompute.problem(strategy.recompute) ??
         Precision.problem(precision) ??
         Precision.optimizerProblem(config.optimizer, Module.leaves(config.params), precision)

@@ -1,5 +1,6 @@
 /** How a step is spread over devices and memory. A value that only describes; passes read it once, when the step is built. */
 import * as Context from "effect/Context"
+import { MeshMismatch, PartitionError, RecipeError } from "./Errors.ts"
 import type * as Mesh from "./Mesh.ts"
 import * as Meshes from "./Mesh.ts"
 import * as Recompute from "./Recompute.ts"
@@ -119,9 +120,31 @@ export const make = (choices: Choices): Strategy => {
     gradients: stored(2),
     optimizer: stored(1),
     pipeline: Meshes.has(mesh, "stage") ? { meshAxis: "stage", schedule, virtualStages } : null,
-    fsdp: fsdp === undefined ? null : { unit: "block", reshardAfterForward: true, prefetch: 1, ...fsdp },
+    fsdp:
+      fsdp === undefined ? null : { unit: "block", reshardAfterForward: fsdp.unit !== "model", prefetch: 1, ...fsdp },
     ring: context === "ring" && Meshes.has(mesh, "context") ? ["context"] : []
   }
+}
+
+/** What is wrong with a strategy whatever the model, or null. */
+export const problem = ({ fsdp, mesh }: Strategy): PartitionError | RecipeError | null => {
+  const names = mesh.map(([name]) => name)
+  const twice = names.find((name, i) => names.indexOf(name) !== i)
+  const odd = mesh.find(([, count]) => !Number.isInteger(count) || count < 1)
+  if (twice !== undefined || odd !== undefined) {
+    const what =
+      twice === undefined ? `mesh axis "${odd![0]}" has ${odd![1]} ranks` : `mesh axis "${twice}" is there twice`
+    const hint = twice === undefined ? "a count is a whole number of at least 1" : "give each mesh axis once"
+    return new PartitionError({ reason: new MeshMismatch({ problem: what, hint }) })
+  }
+  if (fsdp?.unit === "model" && fsdp.reshardAfterForward)
+    return new RecipeError({
+      key: "strategy.fsdp.reshardAfterForward",
+      problem:
+        "nothing runs between the forward and the backward pass of the whole model, so that dropping it in between saves nothing",
+      hint: 'use unit "block", or reshardAfterForward false'
+    })
+  return null
 }
 
 /** Number of devices of the mesh. */

@@ -1,22 +1,25 @@
 /** `tessera explain`. */
-import { bytesOf } from "@tessera/core/Node"
+import type { RecipeError } from "@tessera/core/Errors"
 import * as Program from "@tessera/core/Program"
-import { Backend } from "@tessera/core/services/Backend"
-import * as Step from "@tessera/core/Step"
-import * as Vit from "@tessera/models/Vit"
 import * as Effect from "effect/Effect"
+import type * as Result from "effect/Result"
 import * as Backends from "../Backends.ts"
-import * as Dataset from "../Dataset.ts"
-import * as Experiment from "../Experiment.ts"
-import type { Resolved } from "../Layers.ts"
-import { grouped, note, print, printJson, table } from "../Output.ts"
+import * as Facts from "../explain/Facts.ts"
+import * as Report from "../explain/Report.ts"
+import type { Layer, Resolved } from "../Layers.ts"
+import * as Layers from "../Layers.ts"
+import { note, print, printJson, table } from "../Output.ts"
 import { factsOf } from "../pictures/Report.ts"
-import type { Recipe } from "../Recipe.ts"
 import * as RecipeSource from "../RecipeSource.ts"
+import * as Strategies from "../Strategies.ts"
 
 export interface ExplainInput extends Backends.BackendOptions {
   readonly recipe: string
   readonly set: ReadonlyArray<string>
+  readonly mesh?: string
+  readonly strategy?: string
+  /** Settings of the configuration to compare with. */
+  readonly diff: ReadonlyArray<string>
   readonly config: boolean
   readonly program: boolean
   readonly json: boolean
@@ -26,63 +29,23 @@ export interface ExplainInput extends Backends.BackendOptions {
 const configuration = ({ provenance, recipe }: Resolved) =>
   factsOf(recipe).map(([key, value]) => ({ key, value, source: provenance.get(key) ?? "default" }))
 
-const bytesText = (bytes: number): string =>
-  bytes >= 2 ** 30
-    ? `${(bytes / 2 ** 30).toFixed(2)} GiB`
-    : bytes >= 2 ** 20
-      ? `${(bytes / 2 ** 20).toFixed(1)} MiB`
-      : `${(bytes / 1024).toFixed(1)} KiB`
+type Parsed = Result.Result<ReadonlyArray<Layer>, RecipeError>
 
-const sum = (numbers: ReadonlyArray<number>) => numbers.reduce((a, b) => a + b, 0)
-
-/** Steps at which the learning rate is shown, where the recipe alone says how many there are. */
-const rates = (recipe: Recipe) => {
-  const total = recipe.steps
-  if (total === null) return null
-  const schedule = Experiment.schedule(recipe, total)
-  const warmup = "warmup" in recipe.schedule ? recipe.schedule.warmup : 0
-  const at = [0, warmup, Math.round(total / 4), Math.round(total / 2), Math.round((3 * total) / 4), total - 1]
-  const points = [...new Set(at)].filter((s) => s >= 0 && s < total).toSorted((a, b) => a - b)
-  return { total, schedule: schedule.name, points: points.map((step) => ({ step, learningRate: schedule.at(step) })) }
-}
-
-const measure = Effect.fnUntraced(function* (recipe: Recipe) {
-  const backend = yield* Backend
-  const step = yield* Effect.fromResult(Step.make(Experiment.config(recipe, Dataset.isSoft(recipe))))
-  const { program } = step
-  const held = program.inputs.slice(0, step.donated.length)
-  const role = (wanted: string) => sum(held.filter((t) => t.role === wanted).map((t) => bytesOf(t.type)))
-  const executable = yield* backend.compile(program, { donated: step.donated })
-  const dtypes: Record<string, number> = {}
-  for (const equation of program.equations)
-    for (const output of equation.outputs)
-      dtypes[output.type.dtype] = (dtypes[output.type.dtype] ?? 0) + bytesOf(output.type)
-  const cost = Program.cost(program)
-  return {
-    name: recipe.name,
-    parameters: Vit.parameterCount(recipe.model),
-    forwardFlopsPerImage: Vit.forwardFlops(recipe.model),
-    stepFlops: cost.contractionFlops,
-    memory: {
-      parameters: role("parameter"),
-      optimizer: role("optimizer"),
-      gradients: role("parameter"),
-      arena: executable.arenaBytes,
-      outputs: executable.outputBytes
-    },
-    kernels: executable.launches,
-    equations: program.equations.length,
-    valueBytesByType: dtypes,
-    precision: Experiment.precision(recipe),
-    schedule: rates(recipe),
-    digest: step.digest,
-    program
-  }
+const layersOf = Effect.fnUntraced(function* (parsed: ReadonlyArray<Parsed>) {
+  const layers: Array<Layer> = []
+  for (const one of parsed) layers.push(...(yield* Effect.fromResult(one)))
+  return layers
 })
 
-/** What a recipe means: settings and their origin, sizes, costs, memory, learning rates; or the whole program. */
+/** What a recipe means: settings and their origin, sizes, costs, memory, collectives, types, learning rates; the programs; or two configurations. */
 export const explain = Effect.fn("explain")(function* (input: ExplainInput) {
-  const resolved = yield* RecipeSource.load(input.recipe, { set: input.set })
+  const flags = [
+    ...(input.mesh === undefined ? [] : [`mesh=${input.mesh}`]),
+    ...(input.strategy === undefined ? [] : [`strategy=${input.strategy}`])
+  ]
+  const setting = (text: string) => Strategies.setting(text, Layers.assignment)
+  const own = yield* layersOf([...input.set, ...flags].map(setting))
+  const resolved = yield* RecipeSource.load(input.recipe, { layers: own })
   if (input.config) {
     const all = configuration(resolved)
     return yield* input.json
@@ -90,26 +53,24 @@ export const explain = Effect.fn("explain")(function* (input: ExplainInput) {
       : print(table(all.map(({ key, source, value }) => [`${key} = ${value}`, source])))
   }
   const { recipe } = resolved
+  const other =
+    input.diff.length === 0
+      ? null
+      : yield* RecipeSource.load(input.recipe, { layers: [...own, ...(yield* layersOf(input.diff.map(setting)))] })
   yield* note(`planning the step of ${recipe.name} ...`)
-  const { program, ...facts } = yield* measure(recipe).pipe(Effect.scoped, Effect.provide(Backends.layer(input)))
-  if (input.program) return yield* print(Program.print(program))
-  if (input.json) return yield* printJson(facts)
-  const { memory } = facts
-  const rows = [
-    ["parameters", grouped(facts.parameters)],
-    ["forward FLOPs of one picture (contractions)", grouped(facts.forwardFlopsPerImage)],
-    [`FLOPs of one step of ${recipe.batchSize} pictures`, grouped(facts.stepFlops)],
-    ["memory: parameters", bytesText(memory.parameters)],
-    ["memory: optimizer", bytesText(memory.optimizer)],
-    ["memory: activations and gradients (planned arena)", bytesText(memory.arena)],
-    ["kernels in a step", String(facts.kernels)],
-    ["precision", facts.precision.name]
-  ]
-  yield* print(`${recipe.name}: ${recipe.description}\n\n${table(rows)}`)
-  const types = Object.entries(facts.valueBytesByType).map(([dtype, bytes]) => [`  ${dtype}`, bytesText(bytes)])
-  yield* print(`\nvalues computed outside of loops, by type\n${table(types)}`)
-  if (facts.schedule !== null)
-    yield* print(
-      `\nlearning rate: ${facts.schedule.schedule}\n${table(facts.schedule.points.map((p) => [`  step ${p.step}`, p.learningRate.toExponential(3)]))}`
-    )
+  yield* Effect.gen(function* () {
+    const { facts, programs } = yield* Facts.measure(recipe)
+    if (other !== null) {
+      const { facts: changed } = yield* Facts.measure(other.recipe)
+      if (input.json) return yield* printJson({ before: facts, after: changed })
+      return yield* print(`${recipe.name}: ${Report.difference(facts, changed, input.diff)}`)
+    }
+    if (input.program) {
+      const [first, ...more] = programs
+      if (more.length === 0) return yield* print(Program.print(first![1]))
+      return yield* print(programs.map(([title, program]) => `${title}\n${Program.print(program)}`).join("\n\n"))
+    }
+    if (input.json) return yield* printJson(facts)
+    yield* print(`${recipe.name}: ${recipe.description}\n\n${Report.one(facts)}`)
+  }).pipe(Effect.scoped, Effect.provide(Backends.layer(input)))
 })

@@ -107,7 +107,7 @@ export const choices = (most = 16, axes?: ReadonlyArray<MeshAxis>): fc.Arbitrary
       ...rest,
       // Flat parameters and tensor parallelism exclude each other.
       ...(flat && Meshes.has(rest.mesh, "data") && !Meshes.has(rest.mesh, "tensor")
-        ? { fsdp: { unit, reshardAfterForward: reshard } }
+        ? { fsdp: { unit, reshardAfterForward: reshard && unit === "block" } }
         : {}),
       schedule,
       virtualStages: schedule === "interleaved" ? virtual : 1
