@@ -12,6 +12,7 @@ import * as Recompute from "./Recompute.ts"
 import { simplify, simplifyBody } from "./Simplify.ts"
 import type { BatchTypes, Config } from "./step/Config.ts"
 import { examplesOf, isType } from "./step/Config.ts"
+import { divisible } from "./step/Divisible.ts"
 import { sums } from "./step/Loss.ts"
 import { prepare } from "./step/Prepared.ts"
 import type { Storage } from "./step/Storage.ts"
@@ -99,7 +100,7 @@ export const checked = <P extends Module.ParamTree, B extends BatchTypes>(
         Recompute.problem(strategy.recompute) ??
         Precision.problem(precision) ??
         Precision.optimizerProblem(config.optimizer, Module.leaves(config.params), precision)
-      return wrong === null ? Result.void : Result.fail(wrong)
+      return wrong === null ? built(() => divisible(config)) : Result.fail(wrong)
     })
   )
 }
