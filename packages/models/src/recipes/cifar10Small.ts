@@ -18,6 +18,7 @@ export const cifar10Small = {
     heads: 4,
     layers: 6,
     classTokens: 0,
+    positions: "sinCos2d",
     pooling: "meanPatches"
   },
   data: {
@@ -27,10 +28,10 @@ export const cifar10Small = {
     normalization: "cifar",
     augmentation: { crop: "pad", padding: 4, flip: 0.5 }
   },
-  batchSize: 128,
+  batchSize: 64,
   epochs: 25,
   optimizer: { name: "adamw", learningRate: 1e-3, weightDecay: 0.05 },
-  schedule: { name: "cosine", warmup: 600 },
+  schedule: { name: "cosine", warmup: 1000 },
   precision: "bf16",
   labelSmoothing: 0.1,
   clip: 1,
