@@ -19,7 +19,14 @@ export interface Failure {
 }
 
 /** Errors about what was given: recipes, files, checkpoints. */
-const ofUser = new Set(["RecipeError", "UsageError", "NameTableError", "SafetensorsError", "ShowHelp"])
+const ofUser = new Set([
+  "RecipeError",
+  "PartitionError",
+  "UsageError",
+  "NameTableError",
+  "SafetensorsError",
+  "ShowHelp"
+])
 
 /** Reasons of an error that say the machine failed, not the input. */
 const ofMachine = new Set(["WriteFailed", "ReadFailed", "WorkerFailed"])
