@@ -65,6 +65,60 @@ describe("recipes and settings that cannot be", () => {
       ["microbatches", "3", "128"],
       ["explain", "mnist", "--set", "batchSize=128", "--set", "microbatches=3"]
     ],
+    [
+      "an unknown mesh axis",
+      ['--mesh: unknown mesh axis "dta"', "did you mean data?"],
+      ["explain", "mnist", "--mesh", "dta=2"]
+    ],
+    [
+      "a mesh without numbers",
+      ['--mesh: "data" gives no number of ranks', "write data=N"],
+      ["explain", "mnist", "--mesh", "data"]
+    ],
+    [
+      "an unknown strategy",
+      ['--strategy: unknown strategy "fdsp"', "did you mean fsdp?"],
+      ["explain", "mnist", "--mesh", "data=2", "--strategy", "fdsp"]
+    ],
+    [
+      "a strategy without its mesh axis",
+      ['strategy.sequence: needs several ranks along mesh axis "tensor"', "--mesh tensor=N"],
+      ["explain", "mnist", "--strategy", "sequence"]
+    ],
+    [
+      "a batch that the mesh cannot split",
+      ['axis "batch" of size 128 in batch.examples does not divide by 3', "nearest legal counts: 2 or 4"],
+      ["explain", "mnist", "--mesh", "data=3"]
+    ],
+    [
+      "heads that the mesh cannot split",
+      ['axis "heads"', "in parameter blocks/attention/query does not divide by 7"],
+      ["explain", "mnist", "--mesh", "tensor=7"]
+    ],
+    [
+      "layers that do not make stages",
+      ['axis "layers" of size', "does not divide by 5 (mesh axis stage)"],
+      ["explain", "mnist", "--mesh", "stage=5"]
+    ],
+    [
+      "a model that is dropped though nothing runs meanwhile",
+      ["strategy.fsdp.reshardAfterForward", 'use unit "block"'],
+      [
+        "explain",
+        "mnist",
+        "--mesh",
+        "data=2",
+        "--strategy",
+        "fsdp-model",
+        "--set",
+        "strategy.fsdp.reshardAfterForward=true"
+      ]
+    ],
+    [
+      "a mesh for more ranks than there are",
+      ["the strategy is for data=2, the ranks are one device", "start 2 ranks"],
+      ["train", "mnist", "--set", "strategy.mesh.data=2", "--run", join(folder, "ranks")]
+    ],
     ["an assignment without a value", ["--set", "is no assignment"], ["explain", "mnist", "--set", "epochs"]],
     ["a recipe file that is not there", ["nowhere.yaml", "cannot be read"], ["explain", "nowhere.yaml"]]
   ] as const)("%s", (_, expected, args) => refused(expected, ...args))

@@ -44,7 +44,7 @@ export const explain = Effect.fn("explain")(function* (input: ExplainInput) {
     ...(input.strategy === undefined ? [] : [`strategy=${input.strategy}`])
   ]
   const setting = (text: string) => Strategies.setting(text, Layers.assignment)
-  const own = yield* layersOf([...input.set, ...flags].map(setting))
+  const own = yield* layersOf([...flags, ...input.set].map(setting))
   const resolved = yield* RecipeSource.load(input.recipe, { layers: own })
   if (input.config) {
     const all = configuration(resolved)
