@@ -1,4 +1,5 @@
 /** What a step of a recipe needs and does, measured on its program: nothing is allocated, nothing runs. */
+import * as Alignment from "@tessera/core/Alignment"
 import * as Distribute from "@tessera/core/Distribute"
 import * as DTypeMap from "@tessera/core/DTypeMap"
 import * as Footprint from "@tessera/core/Footprint"
@@ -44,6 +45,8 @@ export interface Facts {
   readonly equations: number
   readonly types: ReadonlyArray<DTypeMap.Row>
   readonly precision: string
+  /** Dimensions of products that are no multiples of 8, on one rank. */
+  readonly misaligned: ReadonlyArray<Alignment.Misaligned>
   readonly schedule: ReturnType<typeof rates>
   readonly digest: string
 }
@@ -93,6 +96,7 @@ export const measure = Effect.fn("explain.measure")(function* (recipe: Recipe) {
     equations: step.program.equations.length,
     types: DTypeMap.of(step.program),
     precision: Experiment.precision(recipe).name,
+    misaligned: misalignedOf(distributed),
     schedule: rates(recipe),
     digest: step.digest
   }
@@ -109,6 +113,12 @@ const launchesOf = Effect.fnUntraced(function* (distributed: Distribute.Distribu
     .pipe(Effect.provideService(Collectives, { ...single, mesh: strategy.mesh }))
   return launches
 })
+
+const misalignedOf = (distributed: Distribute.Distributed): Facts["misaligned"] => {
+  if (distributed.kind === "spread") return Alignment.misaligned(distributed.local.program)
+  const all = distributed.step.chunks.flatMap((c) => Alignment.misaligned(c.forward.body))
+  return all.filter((m, i) => all.findIndex((o) => Alignment.print(o) === Alignment.print(m)) === i)
+}
 
 /** Of one rank in one step. */
 const costOf = (distributed: Distribute.Distributed, stage: number): Cost => {

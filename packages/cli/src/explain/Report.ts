@@ -1,4 +1,5 @@
 /** Facts about a step as text: alone, or beside those of another configuration. */
+import * as Alignment from "@tessera/core/Alignment"
 import * as DTypeMap from "@tessera/core/DTypeMap"
 import type { Footprint } from "@tessera/core/Footprint"
 import type { Traffic } from "@tessera/core/Traffic"
@@ -78,6 +79,10 @@ export const one = (facts: Facts): string => {
     sections.push(`${title}\n${table(trafficRows(stages))}`)
   }
   sections.push(`types (${facts.precision}), with how many tensors or equations\n${DTypeMap.print(facts.types)}`)
+  if (facts.misaligned.length > 0)
+    sections.push(
+      `dimensions that vector units cannot fill\n${facts.misaligned.map((m) => `  ${Alignment.print(m)}`).join("\n")}`
+    )
   if (facts.schedule !== null) {
     const points = facts.schedule.points.map((p) => [`  step ${p.step}`, p.learningRate.toExponential(3)])
     sections.push(`learning rate: ${facts.schedule.schedule}\n${table(points)}`)
