@@ -12,9 +12,9 @@ import { exchanges, lowerExchange } from "./plan/Exchange.ts"
 import type { Peak } from "./plan/Peak.ts"
 import { peakOf } from "./plan/Peak.ts"
 import { alias, lifetimes, reuse, sinkUpdates, type Working } from "./plan/Reuse.ts"
-import { dimensions, pick, same, unpackedViews, type View, viewOf } from "./plan/View.ts"
+import { dimensions, isIdentity, pick, same, unpackedViews, type View, viewOf } from "./plan/View.ts"
 import { allReduceP } from "./primitives/collective.ts"
-import type { ScanParams } from "./primitives/control.ts"
+import { scanP, type ScanParams } from "./primitives/control.ts"
 
 export type { Exchange } from "./plan/Exchange.ts"
 export type { Peak } from "./plan/Peak.ts"
@@ -115,9 +115,18 @@ export const make = <P>(program: Body, options: Options<P>): Plan<P> => {
     return equations.push(e) - 1
   }
 
-  /** Lowers one body; `wanted` says where its outputs should stand. Returns where they do stand. */
-  const lower = (body: Body, inputs: ReadonlyArray<View>, wanted: ReadonlyArray<View | null>): ReadonlyArray<View> => {
+  /**
+   * Lowers one body; `wanted` says where its outputs should stand, `totals` to what they should be added. Returns where they do stand; what a loop
+   * has added part by part stands nowhere by itself.
+   */
+  const lower = (
+    body: Body,
+    inputs: ReadonlyArray<View>,
+    wanted: ReadonlyArray<View | null>,
+    totals: ReadonlyArray<View | null> = []
+  ): ReadonlyArray<View> => {
     const env = new Map<AnyTensor, View>(body.inputs.map((x, i) => [x, inputs[i]!]))
+    const added = addedInLoops(body, totals)
     const places = new Map<AnyTensor, View>()
     body.outputs.forEach((o, i) => {
       const place = wanted[i] ?? null
@@ -131,7 +140,7 @@ export const make = <P>(program: Body, options: Options<P>): Plan<P> => {
         const results = lowerScan(
           e.params as ScanParams,
           xs,
-          e.outputs.map((o) => places.get(o) ?? null),
+          { places: e.outputs.map((o) => places.get(o) ?? null), totals: e.outputs.map((o) => added.get(o) ?? null) },
           emission
         )
         e.outputs.forEach((o, i) => env.set(o, results[i]!))
@@ -201,21 +210,31 @@ export const make = <P>(program: Body, options: Options<P>): Plan<P> => {
   const lowerScan = (
     p: ScanParams,
     xs: ReadonlyArray<View>,
-    wanted: ReadonlyArray<View | null>,
+    {
+      places: wanted,
+      totals
+    }: { readonly places: ReadonlyArray<View | null>; readonly totals: ReadonlyArray<View | null> },
     emission: Emission<P>
   ): ReadonlyArray<View> => {
     const last = p.carried + p.stacked
+    const adds = p.body.outputs.slice(p.carried, last).map((_, j) => totals[p.carried + j] ?? null)
     const stacks = p.body.outputs
       .slice(p.carried, last)
       .map(
-        (o, j) => wanted[p.carried + j] ?? allocate([Axis.make(p.axis, p.size), ...o.type.axes], o.type.dtype, o.role)
+        (o, j) =>
+          adds[j] ??
+          wanted[p.carried + j] ??
+          allocate([Axis.make(p.axis, p.size), ...o.type.axes], o.type.dtype, o.role)
       )
     const sums = p.body.outputs
       .slice(last)
       .map((o, j) => wanted[last + j] ?? allocate(o.type.axes, o.type.dtype, o.role))
     if (p.size === 0) for (const s of sums) options.zero(s, emission)
     // A carry that is also saved is written straight into the slot of the iteration that will save it.
-    const slotOf = p.body.inputs.slice(0, p.carried).map((x) => p.body.outputs.slice(p.carried, last).indexOf(x))
+    const slotOf = p.body.inputs.slice(0, p.carried).map((x) => {
+      const j = p.body.outputs.slice(p.carried, last).indexOf(x)
+      return j >= 0 && adds[j] !== null ? -1 : j
+    })
     let carry = xs.slice(0, p.carried)
     for (let k = 0; k < p.size; k++) {
       const i = p.reverse ? p.size - 1 - k : k
@@ -229,10 +248,16 @@ export const make = <P>(program: Body, options: Options<P>): Plan<P> => {
         ...slotOf.map((j, c) =>
           k === p.size - 1 ? (wanted[c] ?? null) : j < 0 ? null : pick(stacks[j]!, p.axis, next)
         ),
-        ...stacks.map((s) => pick(s, p.axis, i)),
+        ...stacks.map((s, j) => (adds[j] === null ? pick(s, p.axis, i) : null)),
         ...sums.map((s) => (k === 0 ? s : null))
       ]
-      const out = lower(p.body, inside, places)
+      const into: ReadonlyArray<View | null> = [
+        ...slotOf.map(() => null),
+        ...stacks.map((s, j) => (adds[j] === null ? null : pick(s, p.axis, i))),
+        ...sums.map((s) => (k === 0 ? null : s))
+      ]
+      const done = new Set(addedInLoops(p.body, into).values())
+      const out = lower(p.body, inside, places, into)
       // A carried value that stands where a sum begins would change when the next iteration adds to it.
       carry = out.slice(0, p.carried).map((v) => {
         if (k > 0 || p.size === 1 || !sums.some((s) => s.buffer === v.buffer)) return v
@@ -242,13 +267,16 @@ export const make = <P>(program: Body, options: Options<P>): Plan<P> => {
       })
       stacks.forEach((s, j) => {
         const slot = pick(s, p.axis, i)
-        if (!same(out[p.carried + j]!, slot)) options.copy(out[p.carried + j]!, slot, emission)
+        const part = out[p.carried + j]!
+        if (adds[j] !== null) {
+          if (!done.has(into[p.carried + j]!)) options.accumulate(part, slot, emission)
+        } else if (!same(part, slot)) options.copy(part, slot, emission)
       })
       sums.forEach((s, j) => {
         const part = out[last + j]!
         if (k === 0) {
           if (!same(part, s)) options.copy(part, s, emission)
-        } else options.accumulate(part, s, emission)
+        } else if (!done.has(s)) options.accumulate(part, s, emission)
       })
     }
     return [...carry, ...stacks, ...sums]
@@ -293,6 +321,29 @@ export const make = <P>(program: Body, options: Options<P>): Plan<P> => {
     outputs: outputViews.map((view, i) => ({ view, donated: donated.has(i) ? donor.get(i)! : null })),
     equations
   }
+}
+
+/**
+ * Outputs that a loop makes slice by slice and that nobody else reads: each slice is added to its place in the total at once, and the whole never stands
+ * beside it. Gradients of layers under accumulation. By the loop's own output.
+ */
+const addedInLoops = (body: Body, totals: ReadonlyArray<View | null>): ReadonlyMap<AnyTensor, View> => {
+  const found = new Map<AnyTensor, View>()
+  if (!totals.some((t) => t !== null)) return found
+  const uses = new Map<AnyTensor, number>()
+  const use = (x: AnyTensor) => uses.set(x, (uses.get(x) ?? 0) + 1)
+  for (const e of body.equations) e.inputs.forEach(use)
+  body.outputs.forEach(use)
+  body.outputs.forEach((o, i) => {
+    const total = totals[i] ?? null
+    let x = o
+    while (uses.get(x) === 1 && x.equation !== null && isIdentity(x.equation)) x = x.equation.inputs[0]!
+    const e = x.equation
+    if (total === null || e === null || e.primitive !== scanP || uses.get(x) !== 1) return
+    const { carried, stacked } = e.params as ScanParams
+    if (x.index >= carried && x.index < carried + stacked) found.set(x, total)
+  })
+  return found
 }
 
 /** What is wrong with the donations, or null: they must pair different inputs with different outputs of the same type. */

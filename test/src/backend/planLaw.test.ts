@@ -155,6 +155,42 @@ const build = (seed: number): Case => {
   }
 }
 
+/** Loops whose slices another loop adds up, as gradients of layers add up over microbatches: read by nobody else, or by others too, or taken twice. */
+const nested = (seed: number): Case => {
+  const dice = Dice.make(seed)
+  const inputs = Array.from({ length: 2 }, () => input({ axes: dice.shuffle(square), dtype: "f32" }))
+  const [x, y] = inputs as ReadonlyArray<AnyTensor> as readonly [F, F]
+  const [outerSize, innerSize] = [dice.int(0, 3), dice.int(0, 3)]
+  const along = (a: F, name: string, size: number) => T.sin(T.broadcast(a, [Axis.make(name, size), ...square]) as F)
+  const outer = T.scan("n", { carried: [y], each: [along(x, "n", outerSize)], fixed: [x] }, (inside) => {
+    const [c, e, f] = [...inside.carried, ...inside.each, ...inside.fixed] as ReadonlyArray<AnyTensor> as [F, F, F]
+    const inner = T.scan("m", { carried: [c], each: [along(e, "m", innerSize)], fixed: [f] }, (deep) => {
+      const [p, q, r] = [...deep.carried, ...deep.each, ...deep.fixed] as ReadonlyArray<AnyTensor> as [F, F, F]
+      const values = [T.tanh(T.add(p, q)), T.mul(q, r), p, turned(q)]
+      const one = () => dice.pick(values)
+      return { carried: [one()], stacked: [one(), one()], summed: [one()] }
+    })
+    const stacks = inner.stacked as ReadonlyArray<F>
+    const marked = dice.chance(0.4) ? (T.named(stacks[0]!, "mark") as F) : stacks[0]!
+    const summed = [marked, ...(dice.chance(0.4) ? [stacks[1]!] : []), ...(dice.chance(0.3) ? [stacks[0]!] : [])]
+    const carried = dice.chance(0.3) && innerSize > 0 ? sum(stacks[0]!, "m") : (inner.carried[0] as F)
+    return { carried: [T.tanh(carried)], stacked: [], summed: [...summed, inner.summed[0]!] }
+  })
+  const outputs = [...outer.carried, ...outer.summed]
+  return {
+    name: `nested ${seed}`,
+    body: Program.body(inputs, outputs),
+    arrays: inputs.map((i) =>
+      Host.make(
+        i.type.axes,
+        "f32",
+        Float64Array.from({ length: side * side }, () => Math.fround(dice.next() * 2 - 1))
+      )
+    ),
+    donated: []
+  }
+}
+
 /** Graphs of all kinds of operations, any of their values being outputs, written over inputs of the same type. */
 const graphs: fc.Arbitrary<Case> = fc.tuple(programs, fc.nat(2 ** 31 - 1)).map(([example, seed]) => {
   const dice = Dice.make(seed)
@@ -217,6 +253,12 @@ describe("planned memory", () => {
     await fc.assert(
       fc.asyncProperty(fc.nat(2 ** 31 - 1), (seed) => check(build(seed))),
       { numRuns: 800 }
+    )
+  })
+  it("keeps what loops mean whose slices another loop adds up", async () => {
+    await fc.assert(
+      fc.asyncProperty(fc.nat(2 ** 31 - 1), (seed) => check(nested(seed))),
+      { numRuns: 300 }
     )
   })
   it("keeps what graphs with donated inputs and many outputs mean", async () => {

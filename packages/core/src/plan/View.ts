@@ -48,6 +48,10 @@ export const pick = (v: View, name: string, index: number): View => {
   return { ...v, offset: v.offset + index * axis.stride, dimensions: v.dimensions.filter((d) => d !== axis) }
 }
 
+/** Whether an equation gives its operand as it is. */
+export const isIdentity = ({ primitive: { name } }: Equation): boolean =>
+  name === "place" || name === "named" || name === "stopGradient"
+
 /** Views of operations that move nothing, or null where a copy is needed. */
 export const viewOf = (e: Equation, x: View): View | null => {
   const p = e.params
