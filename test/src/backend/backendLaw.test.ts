@@ -7,14 +7,11 @@ import * as fc from "fast-check"
 import { afterAll, describe, expect, it } from "vitest"
 import * as Sample from "../samples/Sample.ts"
 import { names, samples } from "../samples/samples.ts"
-import { disagreement, relative } from "./agreement.ts"
+import { allowed, disagreement } from "./agreement.ts"
 import { onCpu } from "./onCpu.ts"
 
 const cpu = onCpu()
 afterAll(() => cpu.close())
-
-/** Where every intermediate is rounded, the sums of the two sides fall on either side of a tie now and then. */
-const roundings: Readonly<Record<string, number>> = { bf16: 2 ** -5, f16: 2 ** -8 }
 
 type Run = (body: Body, arrays: ReadonlyArray<Host.HostArray>) => Promise<ReadonlyArray<Host.HostArray>>
 
@@ -26,11 +23,7 @@ const check = async (name: PrimitiveName, runs: number, run: Run): Promise<strin
       const expected = Evaluate.runUnsafe(body, s.arrays)
       const found = await run(body, s.arrays)
       expected.forEach((e, i) => {
-        // Inside one kernel 16-bit values are rounded once at the end, by the evaluator after every equation.
-        const many = s.primitive.meaning.kind === "region" && e.dtype !== "f32"
-        const own = roundings[s.params.calculation as string] ?? 0
-        const tolerance = many ? 2 ** -4 : Math.max(own, relative[e.dtype] ?? 0)
-        const problem = disagreement(e, found[i]!, s.arrays, tolerance)
+        const problem = disagreement(e, found[i]!, s.arrays, allowed(s, e.dtype))
         if (problem !== null) throw new Error(`${name}, output ${i}: ${problem}\n${Sample.print(s)}`)
       })
     }),

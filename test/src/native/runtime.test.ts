@@ -200,7 +200,10 @@ describe.each(hostIsas)("the library for %s", (isa) => {
         rows(k),
         rows(v),
         rows(out),
-        [...lse.words, heads * seq, seq, 1, ...none, 0, 0, ...none, 0, 0, ...none, 0, ...none, ...none, 0]
+        [...lse.words, heads * seq, seq, 1],
+        [...none, 0, 0, ...none, 0, 0], // segments
+        [...none, 0], // lengths
+        [...none, ...none, 0, ...none, ...none, ...none, 0, 0, 0] // key, counter, positions, numbers of heads, counts
       ] as const
       scene.add(5, ...head).add(6, ...head, rows(dOut), rows(dq), rows(dk), rows(dv))
       return { scene, results: [out!, lse, dq!, dk!, dv!] }

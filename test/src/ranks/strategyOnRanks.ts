@@ -8,6 +8,7 @@ import * as Simulate from "@tessera/core/Simulate"
 import type { Choices } from "@tessera/core/Strategy"
 import * as Strategy from "@tessera/core/Strategy"
 import * as Arbitraries from "@tessera/core/testing/Arbitraries"
+import * as Dice from "@tessera/core/testing/Dice"
 import { widest } from "@tessera/core/testing/compare"
 import type { Sizes, Subject, Values } from "@tessera/core/testing/Subject"
 import * as Subjects from "@tessera/core/testing/Subject"
@@ -18,10 +19,16 @@ import * as Result from "effect/Result"
 import * as fc from "fast-check"
 import { afterAll, describe, expect, it } from "vitest"
 import { alone } from "../strategy/alone.ts"
-import { trainOnRanks } from "./trainOnRanks.ts"
+import { type Stepped, trainOnRanks } from "./trainOnRanks.ts"
 
 /** Of arrays of this size and more, relative to their largest element; of smaller ones absolute. */
 const tolerance = 1e-5
+
+/**
+ * Now and then a step is ill-conditioned: a row that dropout left almost empty is divided by its own size, and the last bit of a parameter moves a
+ * gradient by the tolerance. Then ranks may differ by this many times of what one such bit in every parameter does to one device.
+ */
+const timesOneBit = 8
 
 /**
  * A gradient, then a rule with state, decay and clipping. Its large epsilon keeps it from dividing the roundings of gradients that are almost zero by
@@ -60,13 +67,27 @@ const problem = (
         onOneDevice(config, values, { steps, rate, seed })
       )
       for (const [k, { arrays, disagreement, metrics }] of found.entries()) {
-        const gap = widest(truth[k]!, [...arrays, ...Object.values(metrics).map((v) => Host.scalar(v))])
-        if (Math.max(gap.distance, disagreement) > tolerance)
-          return `${name}, step ${k + 1}: output ${gap.output} differs by ${gap.distance}, ranks by ${disagreement}`
+        const gap = widest(truth[k]!, outputsOf({ arrays, metrics }))
+        if (Math.max(gap.distance, disagreement) <= tolerance) continue
+        const nudged = onOneDevice(config, oneBitAway(values, seed), { steps, rate, seed })
+        const own = widest(truth[k]!, nudged[k]!).distance
+        if (disagreement > tolerance || gap.distance > timesOneBit * own)
+          return `${name}, step ${k + 1}: output ${gap.output} differs by ${gap.distance} (one bit of all parameters makes ${own}), ranks by ${disagreement}`
       }
     }
     return null
   })
+
+const outputsOf = ({ arrays, metrics }: Pick<Stepped, "arrays" | "metrics">) => [
+  ...arrays,
+  ...Object.values(metrics).map((v) => Host.scalar(v))
+]
+
+const oneBitAway = (values: Values, seed: number): Values => {
+  const dice = Dice.make(seed)
+  const nudge = (v: number) => v * (dice.chance(0.5) ? 1 + 2 ** -23 : 1 - 2 ** -23)
+  return { ...values, parameters: values.parameters.map((x) => ({ ...x, data: x.data.map(nudge) })) }
+}
 
 type Truth = ReadonlyArray<ReadonlyArray<Host.HostArray>>
 
