@@ -3,6 +3,9 @@ import { defineConfig } from "vitest/config"
 // .ci/run reads the counts from this file.
 const results = process.env["TESSERA_TEST_RESULTS"]
 
+// Ranks that share one process in tests each wait in a thread of libuv; real ranks have a process each.
+process.env["UV_THREADPOOL_SIZE"] ??= "24"
+
 export default defineConfig({
   test: {
     include: ["test/src/**/*.test.ts"],

@@ -178,7 +178,7 @@ export class DeviceError extends Schema.TaggedError<DeviceError>()("DeviceError"
 
 /** Ranks that could not do something together. Every rank that took part, or waits, gets one. */
 export class CollectiveError extends Schema.TaggedError<CollectiveError>()("CollectiveError", {
-  reason: Schema.Literals(["Timeout", "RankLost", "ShapeDisagreement", "NoPeers"]),
+  reason: Schema.Literals(["Timeout", "RankLost", "ShapeDisagreement", "Disagreement", "NoPeers", "Refused"]),
   /** Where it was noticed. */
   rank: Schema.Number,
   /** Which are missing, lost, or brought something else. */

@@ -4,6 +4,7 @@
 #include <unistd.h>
 #include <atomic>
 #include <cstdint>
+#include "region.hpp"
 #include "tessera_cpu.h"
 
 namespace {
@@ -33,14 +34,6 @@ void* mapAligned(uint64_t bytes) {
   return memory + before;
 }
 
-void* mapShared(uint64_t bytes) {
-  int file = memfd_create("tessera", MFD_CLOEXEC);
-  if (file < 0) return MAP_FAILED;
-  void* memory = ftruncate(file, off_t(bytes)) == 0 ? mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0) : MAP_FAILED;
-  close(file);
-  return memory;
-}
-
 void* mapGuarded(uint64_t bytes, uint64_t mapped) {
   char* memory = static_cast<char*>(mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   if (memory == MAP_FAILED) return MAP_FAILED;
@@ -59,8 +52,8 @@ void* mapGuarded(uint64_t bytes, uint64_t mapped) {
 extern "C" void* ts_memory_create(uint64_t bytes, int32_t kind) {
   if (kind < privateMemory || kind > guardedMemory || bytes > (uint64_t(1) << 47)) return nullptr;
   uint64_t mapped = mappedBytes(bytes, kind);
-  void* memory = kind == sharedMemory ? mapShared(mapped) : kind == guardedMemory ? mapGuarded(bytes, mapped) : mapAligned(mapped);
-  if (memory == MAP_FAILED) return nullptr;
+  void* memory = kind == sharedMemory ? tessera::regionTake(bytes) : kind == guardedMemory ? mapGuarded(bytes, mapped) : mapAligned(mapped);
+  if (memory == MAP_FAILED || !memory) return nullptr;
   if (kind == pinnedMemory && mlock(memory, mapped) != 0) {
     munmap(memory, mapped);
     return nullptr;
@@ -73,10 +66,11 @@ extern "C" void* ts_memory_create(uint64_t bytes, int32_t kind) {
 extern "C" void ts_memory_destroy(void* memory, uint64_t bytes, int32_t kind) {
   if (!memory) return;
   uint64_t mapped = mappedBytes(bytes, kind);
+  live.fetch_sub(bytes);
+  if (kind == sharedMemory) return tessera::regionGive(memory, bytes);
   char* start = static_cast<char*>(memory);
   if (kind == guardedMemory) start += bytes + pageBytes() - mapped;
   munmap(start, mapped);
-  live.fetch_sub(bytes);
 }
 
 extern "C" void ts_memory_copy(void* to, const void* from, uint64_t bytes) { std::memcpy(to, from, bytes); }

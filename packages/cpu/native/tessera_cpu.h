@@ -126,7 +126,8 @@ const char *ts_isa(void);            // "avx512bf16", "avx512", "avx2", "neon", 
 // A pool of `threads` threads, the caller being one. NULL when threads cannot be started. Calls on one pool take turns (a lock inside).
 void *ts_pool_create(int32_t threads);
 void ts_pool_destroy(void *pool);
-// Memory from an allocator value. kind: 0 private (huge pages asked for), 1 shared between processes (memfd), 2 pinned (mlock; falls to an error),
+// Memory from an allocator value. kind: 0 private (huge pages asked for), 1 shared between processes (one
+// file of memory of this process, which other ranks map), 2 pinned (mlock; falls to an error),
 // 3 guarded (an inaccessible page right behind the last byte, contents poisoned with signalling NaNs). NULL on failure.
 void *ts_memory_create(uint64_t bytes, int32_t kind);
 void ts_memory_destroy(void *memory, uint64_t bytes, int32_t kind);
@@ -140,6 +141,23 @@ void ts_memory_reset_peak(void);
 // hooks: a table of native functions that instructions of collectives call (start and wait); NULL while there are none.
 int32_t ts_run(void *pool, const int64_t *plan, uint64_t words, void *const *bindings, uint64_t bindingCount, const int32_t *cancel,
                double *profile, uint64_t profileCount, int64_t *error, const void *hooks);
+
+// Ranks of one machine (local.cpp). `path` names a control file that all ranks open, empty or missing at first. NULL, and the problem in words, when
+// this rank cannot join. A rank that does not come within `timeout` seconds ends what waits for it.
+void *ts_local_join(const char *path, int32_t rank, int32_t ranks, double timeout, char *problem, uint64_t problemBytes);
+// Tells all others that this rank has ended, or failed and why.
+void ts_local_leave(void *comm, int32_t failed, const char *detail);
+void ts_local_destroy(void *comm);
+// Begins [ticket, kind, group, sequence, hash, by, shift, peer, members, spans, own place, member[members],
+//  for each span: dtype, elements sent, send address, bytes, receive address, bytes]. Members agree when `hash` is equal; `what` says it in words.
+// kind: 0 all-reduce, 1 all-gather, 2 reduce-scatter, 3 all-to-all, 4 permute, 5 barrier, 6 send, 7 receive (hash: of the tag). by: 0 sum, 1 max.
+// Every rank counts the collectives of a group by itself, from 0. Gives 0 when the words are malformed. Memory must stay until it has ended.
+int32_t ts_local_start(void *comm, const int64_t *words, uint64_t count, const char *what);
+// Ends one as soon as nothing touches its memory.
+void ts_local_cancel(void *comm, int64_t ticket);
+// Waits for the next that ends; gives its ticket. status: 0 done, 1 timed out (text: ranks), 2 a rank is lost (rank, why), 3 ranks disagree, 4 cancelled,
+// 5 the system refused.
+int64_t ts_local_next(void *comm, int32_t *status, char *text, uint64_t textBytes);
 #ifdef __cplusplus
 }
 #endif

@@ -215,6 +215,23 @@ export interface Library {
   readonly read: (to: Uint8Array, memory: bigint, bytes: number) => void
   /** Runs off the main thread; gives the status of `ts_run`. */
   readonly run: (args: RunArguments) => Promise<number>
+  /** Ranks of one machine: `ts_local_*` of the library's header. */
+  readonly local: LocalFunctions
+}
+
+export interface LocalFunctions {
+  readonly join: (
+    path: string,
+    rank: number,
+    ranks: number,
+    timeoutSeconds: number
+  ) => { readonly comm: unknown } | string
+  readonly leave: (comm: unknown, failed: boolean, detail: string) => void
+  readonly destroy: (comm: unknown) => void
+  readonly start: (comm: unknown, words: BigInt64Array, what: string) => boolean
+  readonly cancel: (comm: unknown, ticket: number) => void
+  /** Waits off the main thread. */
+  readonly next: (comm: unknown) => Promise<{ readonly ticket: number; readonly status: number; readonly text: string }>
 }
 
 export interface RunArguments {
@@ -224,6 +241,43 @@ export interface RunArguments {
   readonly cancel: Int32Array
   readonly profile: Float64Array | null
   readonly error: BigInt64Array
+}
+
+const textOf = (bytes: Uint8Array): string => {
+  const end = bytes.indexOf(0)
+  return new TextDecoder().decode(end < 0 ? bytes : bytes.subarray(0, end))
+}
+
+const localOf = (lib: ReturnType<typeof koffi.load>): LocalFunctions => {
+  const join = lib.func(
+    "void *ts_local_join(const char *path, int32_t rank, int32_t ranks, double timeout, _Out_ uint8_t *problem, uint64_t bytes)"
+  )
+  const leave = lib.func("void ts_local_leave(void *comm, int32_t failed, const char *detail)")
+  const start = lib.func("int32_t ts_local_start(void *comm, const int64_t *words, uint64_t count, const char *what)")
+  const next = lib.func(
+    "int64_t ts_local_next(void *comm, _Out_ int32_t *status, _Out_ uint8_t *text, uint64_t textBytes)"
+  )
+  const textBytes = 1024
+  return {
+    join: (path, rank, ranks, timeout) => {
+      const problem = new Uint8Array(textBytes)
+      const comm: unknown = join(path, rank, ranks, timeout, problem, textBytes)
+      return comm === null ? textOf(problem) : { comm }
+    },
+    leave: (comm, failed, detail) => void leave(comm, failed ? 1 : 0, detail),
+    destroy: lib.func("void ts_local_destroy(void *comm)"),
+    start: (comm, words, what) => start(comm, words, words.length, what) === 1,
+    cancel: lib.func("void ts_local_cancel(void *comm, int64_t ticket)"),
+    next: (comm) =>
+      new Promise((resolve, reject) => {
+        const status = new Int32Array(1)
+        const text = new Uint8Array(textBytes)
+        next.async(comm, status, text, textBytes, (error: Error | null, ticket: number | bigint) => {
+          if (error === null) resolve({ ticket: Number(ticket), status: status[0]!, text: textOf(text) })
+          else reject(error)
+        })
+      })
+  }
 }
 
 /** Loads the library, compiling it first when needed. */
@@ -252,6 +306,7 @@ export const load = Effect.fn("NativeLibrary.load")(function* (options: LibraryO
         // Copied, not seen through an ArrayBuffer: a view would outlive the memory, and a second one at a reused address is undefined.
         write: lib.func("void ts_memory_copy(void *to, const uint8_t *from, uint64_t bytes)"),
         read: lib.func("void ts_memory_copy(_Out_ uint8_t *to, const void *from, uint64_t bytes)"),
+        local: localOf(lib),
         run: (a) =>
           new Promise((resolve, reject) => {
             // The library reads these arrays until it is done; nobody else may hold them.

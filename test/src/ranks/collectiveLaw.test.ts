@@ -15,8 +15,11 @@ import { afterAll, expect, it } from "vitest"
 import { disagreement } from "../backend/agreement.ts"
 import { onRanks } from "./onRanks.ts"
 
-const ranks = onRanks()
-afterAll(() => ranks.close())
+const simulated = onRanks("simulated")
+const local = onRanks("local", { memory: "shared" })
+/** What is sent stands where other processes could not read it. */
+const localElsewhere = onRanks("local")
+afterAll(() => Promise.all([simulated, local, localElsewhere].map((r) => r.close())))
 
 type F = Tensor<string>
 
@@ -151,7 +154,11 @@ const make = (seed: number): Case => {
   return { mesh, body, inputs, prefetch: dice.int(0, 2) }
 }
 
-it("equals lockstep ranks", async () => {
+it.each([
+  ["in lockstep", simulated, 300],
+  ["that read each other's memory", local, 150],
+  ["that read copies", localElsewhere, 50]
+] as const)("ranks %s equal the evaluator's", async (_what, ranks, numRuns) => {
   await fc.assert(
     fc.asyncProperty(fc.nat(1_000_000), async (seed) => {
       const { body, inputs, mesh, prefetch } = make(seed)
@@ -163,7 +170,7 @@ it("equals lockstep ranks", async () => {
           if (problem !== null) throw new Error(`rank ${rank}, output ${i}: ${problem}\n${Program.print(body)}`)
         }
     }),
-    { numRuns: 300 }
+    { numRuns }
   )
 })
 
@@ -174,5 +181,7 @@ it("refuses a program for other ranks", async () => {
     C.together(C.allReduceP, [x], { meshAxis: "data", count: 4, by: "sum" as const }, "compute")
   )
   const two: Lockstep = [Host.make(x.type.axes, "f32", [1, 2]), Host.make(x.type.axes, "f32", [1, 2])]
-  await expect(ranks.run(body, [two], [["data", 2]])).rejects.toThrow(/for 4 ranks along "data"; the ranks are data=2/)
+  await expect(simulated.run(body, [two], [["data", 2]])).rejects.toThrow(
+    /for 4 ranks along "data"; the ranks are data=2/
+  )
 })

@@ -9,6 +9,7 @@ import { Backend } from "@tessera/core/services/Backend"
 import * as CpuBackend from "@tessera/cpu/CpuBackend"
 import * as Effect from "effect/Effect"
 import * as ManagedRuntime from "effect/ManagedRuntime"
+import * as LocalRanks from "./localRanks.ts"
 
 export interface OnRanks {
   /** One array per rank in, one out. */
@@ -21,7 +22,11 @@ export interface OnRanks {
   readonly close: () => Promise<void>
 }
 
-export const onRanks = (options: CpuBackend.CpuOptions = {}): OnRanks => {
+/** Fibers that meet in JavaScript, or ranks that read each other's memory. */
+export type Kind = "simulated" | "local"
+
+export const onRanks = (kind: Kind, options: CpuBackend.CpuOptions = {}): OnRanks => {
+  const all = kind === "simulated" ? SimulatedCollectives.all : LocalRanks.all
   const runtime = ManagedRuntime.make(CpuBackend.layerWith({ threads: 2, memory: "guarded", ...options }))
   const one = (body: Body, inputs: ReadonlyArray<Host.HostArray>, compile: CompileOptions) =>
     Effect.scoped(
@@ -45,7 +50,7 @@ export const onRanks = (options: CpuBackend.CpuOptions = {}): OnRanks => {
   return {
     run: async (body, inputs, mesh, compile = {}) => {
       const results = await runtime.runPromise(
-        SimulatedCollectives.all(mesh, (rank) =>
+        all(mesh, (rank) =>
           one(
             body,
             inputs.map((x) => x[rank]!),

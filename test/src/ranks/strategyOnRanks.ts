@@ -19,6 +19,7 @@ import * as Result from "effect/Result"
 import * as fc from "fast-check"
 import { afterAll, describe, expect, it } from "vitest"
 import { alone } from "../strategy/alone.ts"
+import type { Kind } from "./onRanks.ts"
 import { type Stepped, trainOnRanks } from "./trainOnRanks.ts"
 
 /** Of arrays of this size and more, relative to their largest element; of smaller ones absolute. */
@@ -53,7 +54,8 @@ export interface Case {
 /** What is wrong with one case; null, too, for a strategy that is refused. */
 const problem = (
   subject: Subject,
-  { seed, sizes, strategy: chosen }: Case
+  { seed, sizes, strategy: chosen }: Case,
+  kind: Kind = "simulated"
 ): Effect.Effect<string | null, unknown, Backend> =>
   Effect.gen(function* () {
     const experiment = subject.make(sizes)
@@ -62,7 +64,7 @@ const problem = (
       const values = Subjects.draw(experiment, optimizer, seed)
       const config = { ...experiment, optimizer }
       if (Result.isFailure(Simulate.step({ ...config, strategy }))) return null
-      const found = yield* trainOnRanks({ ...config, strategy }, values, { steps, rate, seed })
+      const found = yield* trainOnRanks({ ...config, strategy }, values, { steps, rate, seed }, kind)
       const truth = known(JSON.stringify([subject.name, sizes, seed, name]), () =>
         onOneDevice(config, values, { steps, rate, seed })
       )
@@ -113,8 +115,8 @@ const onOneDevice = (
   })
 }
 
-const useCpu = () => {
-  const runtime = ManagedRuntime.make(CpuBackend.layerWith({ threads: 1, memory: "guarded" }))
+const useCpu = (memory: "guarded" | "shared" = "guarded") => {
+  const runtime = ManagedRuntime.make(CpuBackend.layerWith({ threads: 1, memory }))
   afterAll(() => runtime.dispose())
   return <A, E>(effect: Effect.Effect<A, E, Backend>) => runtime.runPromise(effect)
 }
@@ -162,11 +164,11 @@ const combined: Readonly<Record<string, Choices>> = {
   }
 }
 
-export const everyStrategyOnRanks = (subject: Subject): void => {
-  const run = useCpu()
-  describe(subject.name, () => {
+export const everyStrategyOnRanks = (subject: Subject, kind: Kind = "simulated"): void => {
+  const run = useCpu(kind === "local" ? "shared" : "guarded")
+  describe(`${subject.name}, ${kind} ranks`, () => {
     it.each(Object.entries({ ...alone, ...combined }))("%s", async (_what, strategy: Choices) => {
-      expect(await run(problem(subject, { sizes: plain(subject), strategy, seed: 11 }))).toBe(null)
+      expect(await run(problem(subject, { sizes: plain(subject), strategy, seed: 11 }, kind))).toBe(null)
     })
   })
 }

@@ -9,6 +9,8 @@ import type * as Step from "@tessera/core/Step"
 import * as Strategy from "@tessera/core/Strategy"
 import type { Values } from "@tessera/core/testing/Subject"
 import * as Effect from "effect/Effect"
+import * as LocalRanks from "./localRanks.ts"
+import type { Kind } from "./onRanks.ts"
 
 export interface Stepped {
   /** What lives after the step, as declared. */
@@ -21,13 +23,13 @@ export interface Stepped {
 export const trainOnRanks = <P extends Module.ParamTree, const B extends Step.BatchTypes>(
   config: Step.Config<P, B>,
   values: Values,
-  options: { readonly steps: number; readonly rate: number; readonly seed: number }
+  options: { readonly steps: number; readonly rate: number; readonly seed: number },
+  kind: Kind = "simulated"
 ) =>
   Effect.gen(function* () {
     const { strategy = Strategy.single } = config
-    const ranks: ReadonlyArray<Rank> = yield* SimulatedCollectives.all(strategy.mesh, () =>
-      Effect.scoped(oneRank(config, values, options))
-    )
+    const all = kind === "simulated" ? SimulatedCollectives.all : LocalRanks.all
+    const ranks: ReadonlyArray<Rank> = yield* all(strategy.mesh, () => Effect.scoped(oneRank(config, values, options)))
     const first = ranks[0]!
     return Array.from({ length: options.steps }, (_, k): Stepped => {
       const { arrays, disagreement } = StepRunner.whole(

@@ -17,7 +17,7 @@ import * as Host from "../HostArray.ts"
 import * as Mesh from "../Mesh.ts"
 import { combine } from "../primitives/collective.ts"
 import type { CollectivesService, Message, Operation, Span } from "../services/Collectives.ts"
-import { Collectives } from "../services/Collectives.ts"
+import { Collectives, describe } from "../services/Collectives.ts"
 
 /** What happens to a rank when it comes to its n-th collective (from 1), messages and barriers among them. */
 export interface Fault {
@@ -50,7 +50,7 @@ interface Meeting {
 
 /** What went wrong, before it is known who hears of it. */
 interface Failure {
-  readonly reason: "Timeout" | "RankLost" | "ShapeDisagreement"
+  readonly reason: "Timeout" | "RankLost" | "ShapeDisagreement" | "Disagreement"
   readonly ranks: ReadonlyArray<number>
   readonly detail: string
 }
@@ -180,6 +180,18 @@ const serviceOf = (cluster: Cluster, rank: number): CollectivesService => {
       }
     })
   }
+  const together = (collective: string, what: string) =>
+    meet({
+      key: "all",
+      expected: Array.from({ length: Mesh.rankCount(mesh) }, (_, r) => r),
+      collective,
+      line: "",
+      what: `${collective}: ${what}`,
+      send: [],
+      receive: [],
+      waits: true,
+      exchange: () => {}
+    })
   return {
     name: "simulated",
     rank,
@@ -200,23 +212,9 @@ const serviceOf = (cluster: Cluster, rank: number): CollectivesService => {
     },
     send: (m, spans) => message(m, spans, true),
     receive: (m, spans) => message(m, spans, false),
-    barrier: meet({
-      key: "barrier",
-      expected: Array.from({ length: Mesh.rankCount(mesh) }, (_, r) => r),
-      collective: "barrier",
-      line: "",
-      what: "barrier",
-      send: [],
-      receive: [],
-      waits: true,
-      exchange: () => {}
-    })
+    barrier: together("barrier", ""),
+    agree: (about, word) => together(`agreement on ${about}`, word)
   }
-}
-
-const describe = ({ by, kind, operands, shift }: Operation): string => {
-  const more = kind === "allReduce" ? ` ${by}` : kind === "permute" ? ` ${shift}` : ""
-  return `${kind}${more} of ${operands.map(({ count, dtype }) => `${count} ${dtype}`).join(", ")}`
 }
 
 /** Waits until everyone has come; whoever comes last does the work. */
@@ -236,7 +234,7 @@ const attend = (cluster: Cluster, key: string, arrival: Arrival, part: Part): Ef
     else if (absent().length === 0) {
       cluster.meetings.delete(key)
       const arrivals = expected.map((r) => meeting.arrived.get(r)!)
-      const odd = disagreement(arrivals)
+      const odd = disagreement(arrivals, part.line === "" ? "Disagreement" : "ShapeDisagreement")
       if (odd === null) part.exchange(arrivals)
       Deferred.doneUnsafe(meeting.done, odd === null ? Exit.void : Exit.fail(odd))
     }
@@ -250,13 +248,13 @@ const attend = (cluster: Cluster, key: string, arrival: Arrival, part: Part): Ef
   })
 
 /** Who brings something else than most do. */
-const disagreement = (arrivals: ReadonlyArray<Arrival>): Failure | null => {
+const disagreement = (arrivals: ReadonlyArray<Arrival>, reason: Failure["reason"]): Failure | null => {
   const count = (what: string) => arrivals.filter((a) => a.what === what).length
   const most = arrivals.reduce((best, a) => (count(a.what) > count(best.what) ? a : best))
   const odd = arrivals.filter((a) => a.what !== most.what)
   if (odd.length === 0) return null
   return {
-    reason: "ShapeDisagreement",
+    reason,
     ranks: odd.map((a) => a.rank),
     detail: `rank ${odd.map((a) => `${a.rank} brings ${a.what}`).join(", rank ")}; rank ${most.rank} brings ${most.what}`
   }

@@ -32,6 +32,12 @@ export interface Operation {
   readonly line: string
 }
 
+/** What a rank brings, by which all must agree: `allReduce sum of 1024 f32`. */
+export const describe = ({ by, kind, operands, shift }: Operation): string => {
+  const more = kind === "allReduce" ? ` ${by}` : kind === "permute" ? ` ${shift}` : ""
+  return `${kind}${more} of ${operands.map(({ count, dtype }) => `${count} ${dtype}`).join(", ")}`
+}
+
 /** A message from one rank to another. Messages of one pair and tag arrive in order. */
 export interface Message {
   readonly peer: number
@@ -57,6 +63,8 @@ export interface CollectivesService {
   readonly receive: (message: Message, spans: ReadonlyArray<Span>) => Effect.Effect<void, CollectiveError>
   /** Ends when every rank of the mesh has come. */
   readonly barrier: Effect.Effect<void, CollectiveError>
+  /** Ends when every rank of the mesh has come with the same word, such as the hash of its program; else fails with `Disagreement` on all of them. */
+  readonly agree: (about: string, word: string) => Effect.Effect<void, CollectiveError>
 }
 
 const alone = (what: string, line: string) =>
@@ -79,7 +87,8 @@ export const single: CollectivesService = {
   run: ({ kind, line, meshAxis }) => alone(`${kind} over "${meshAxis}"`, line),
   send: ({ line, peer }) => alone(`send to rank ${peer}`, line),
   receive: ({ line, peer }) => alone(`receive from rank ${peer}`, line),
-  barrier: Effect.void
+  barrier: Effect.void,
+  agree: () => Effect.void
 }
 
 /** The rank that this is, among which others. One rank unless provided. */
