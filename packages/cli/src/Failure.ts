@@ -12,6 +12,16 @@ export class UsageError extends Schema.TaggedError<UsageError>()("UsageError", {
   }
 }
 
+/** A rank that was started did not end well. It has said why. */
+export class LaunchError extends Schema.TaggedError<LaunchError>()("LaunchError", {
+  detail: Schema.String,
+  exitCode: Schema.Literals([1, 2])
+}) {
+  override get message() {
+    return this.detail
+  }
+}
+
 export interface Failure {
   readonly kind: string
   readonly message: string
@@ -46,6 +56,7 @@ export const describe = (cause: Cause.Cause<unknown>): Failure => {
   if (!isError(error)) {
     return { kind: "Defect", message: error instanceof Error ? error.message : String(error), exitCode: 1 }
   }
+  if (error instanceof LaunchError) return { kind: error._tag, message: error.message, exitCode: error.exitCode }
   const user = ofUser.has(error._tag) || (withReason.has(error._tag) && !ofMachine.has(reasonOf(error.reason)))
   const compiler =
     error._tag === "CompileError" && error.reason !== "SourceRejected" && error.reason !== "MissingKernel"

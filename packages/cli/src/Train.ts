@@ -6,6 +6,10 @@ import { CheckpointStore } from "@tessera/core/services/CheckpointStore"
 import * as FileCheckpoints from "@tessera/core/layers/FileCheckpoints"
 import * as Tasks from "@tessera/core/Tasks"
 import * as Trainer from "@tessera/core/Trainer"
+import * as Trackers from "@tessera/core/layers/Trackers"
+import * as Mesh from "@tessera/core/Mesh"
+import { tesseraVersion } from "@tessera/core/version"
+import { Collectives, single } from "@tessera/core/services/Collectives"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
@@ -13,12 +17,14 @@ import * as Layer from "effect/Layer"
 import * as Ref from "effect/Ref"
 import type * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
+import { createHash } from "node:crypto"
 import * as Dataset from "./Dataset.ts"
 import * as Experiment from "./Experiment.ts"
 import * as Gallery from "./Gallery.ts"
 import type { RunState } from "./LoadedModel.ts"
 import { note } from "./Output.ts"
 import { factsOf } from "./pictures/Report.ts"
+import * as Ranks from "./Ranks.ts"
 import type { Recipe } from "./Recipe.ts"
 import * as RunFolder from "./RunFolder.ts"
 import * as RunTrackers from "./RunTrackers.ts"
@@ -39,22 +45,34 @@ const seconds = Effect.map(Clock.currentTimeMillis, (millis) => millis / 1000)
 /** Compiles and loads everything, trains to the end and evaluates. Interruption and a loss that is not finite leave a checkpoint behind. */
 const loop = Effect.fnUntraced(function* ({ folder, json, recipe, resume }: TrainOptions, paths: RunFolder.Paths) {
   const store = yield* CheckpointStore
+  const ranks = yield* Collectives
+  const isFirst = ranks.rank === 0
+  const several = Mesh.rankCount(ranks.mesh) > 1
+  yield* ranks.agree("the version", `tessera ${tesseraVersion}, Node ${process.version}`)
+  yield* ranks.agree("the configuration", hashOf(factsOf(recipe)))
   const data = yield* Dataset.training(recipe)
   const test = recipe.data.test === null ? null : yield* Dataset.evaluation(recipe, { batchSize: evaluationBatch })
   const classes = data.classes ?? test?.classes ?? null
-  yield* note(`compiling the step of ${recipe.name} ...`)
+  yield* ranks.agree(
+    "the data",
+    hashOf([data.sampleCount, data.stepsPerEpoch, data.classes, test?.sampleCount ?? null])
+  )
+  if (isFirst) yield* note(`compiling the step of ${recipe.name} ...`)
   const training = yield* Trainer.make(Experiment.config(recipe, Dataset.isSoft(recipe)))
+  yield* ranks.agree("the program", training.runner.digest)
   const evaluator =
-    test === null
+    test === null || !isFirst
       ? null
       : yield* Tasks.evaluator(Experiment.task(recipe, evaluationBatch, false), {
           precision: Experiment.precision(recipe)
-        })
-  const resumed = resume ? yield* restore(training, recipe) : 0
+        }).pipe(Effect.provideService(Collectives, single))
+  const resumed = resume ? yield* restore(training, recipe, isFirst) : 0
+  yield* ranks.agree("the checkpoint", `step ${resumed}`)
   if (resumed === 0) yield* Trainer.initialise(training, recipe.seed)
 
   const totalSteps = Experiment.totalSteps(recipe, data.stepsPerEpoch)
   const latest = yield* Ref.make<EvaluationReport | null>(null)
+  const evaluatedAt = yield* Ref.make(-1)
   const saved = yield* Ref.make(resumed)
   const state: RunState = { recipe, classes }
 
@@ -72,12 +90,15 @@ const loop = Effect.fnUntraced(function* ({ folder, json, recipe, resume }: Trai
 
   const evaluate = Effect.gen(function* () {
     const { epoch, step } = yield* Ref.get(training.position)
-    const known = yield* Ref.get(latest)
-    if (evaluator === null || test === null || known?.step === step) return
+    if (test === null || (yield* Ref.getAndSet(evaluatedAt, step)) === step) return
     const began = yield* seconds
+    // All bring the parameters together, the first rank evaluates.
     const result = yield* Effect.scoped(
-      Effect.flatMap(Trainer.parameters(training), (parameters) => evaluator.run(parameters, test.batches))
-    ).pipe(Effect.map(Tasks.summary))
+      Effect.flatMap(Trainer.parameters(training), (parameters) =>
+        evaluator === null ? Effect.succeed(null) : evaluator.run(parameters, test.batches)
+      )
+    ).pipe(Effect.map((found) => (found === null ? null : Tasks.summary(found))))
+    if (result === null) return
     const report = { run: recipe.name, step, epoch, name: "validation", ...result, seconds: (yield* seconds) - began }
     yield* Ref.set(latest, report)
     const tracker = yield* Tracker
@@ -89,11 +110,13 @@ const loop = Effect.fnUntraced(function* ({ folder, json, recipe, resume }: Trai
       const { step } = yield* Ref.get(training.position)
       if (step === 0) return
       yield* save
-      yield* note(`${why} after step ${step}; saved in ${paths.checkpoints}; go on with --resume --run ${folder}`)
+      if (isFirst)
+        yield* note(`${why} after step ${step}; saved in ${paths.checkpoints}; go on with --resume --run ${folder}`)
     }).pipe(Effect.catch((error) => note(`${why}, and the checkpoint could not be saved: ${error.message}`)))
 
   const evaluateEvery = Experiment.interval(recipe.evaluateEvery, data.stepsPerEpoch)
   const saveEvery = Experiment.interval(recipe.checkpoint.every, data.stepsPerEpoch)
+  const stopped = yield* Ref.make(false)
   const train = Effect.gen(function* () {
     const tracker = yield* Tracker
     const schedule = Experiment.schedule(recipe, totalSteps)
@@ -111,7 +134,15 @@ const loop = Effect.fnUntraced(function* ({ folder, json, recipe, resume }: Trai
         : Trainer.every<Reported, EvaluateError, EvaluateNeeds>(evaluateEvery, () => evaluate)(reports)
     const kept =
       saveEvery === null ? evaluated : Trainer.every<Reported, SaveError, SaveNeeds>(saveEvery, () => save)(evaluated)
-    yield* Stream.runDrain(kept)
+    yield* Stream.runDrain(
+      several
+        ? Stream.takeUntilEffect(kept, () => Effect.tap(ranks.any(Ranks.stopAsked()), (stop) => Ref.set(stopped, stop)))
+        : kept
+    )
+    if (yield* Ref.get(stopped)) {
+      yield* farewell("interrupted")
+      return yield* Effect.interrupt
+    }
     yield* evaluate
     yield* save
   })
@@ -122,19 +153,20 @@ const loop = Effect.fnUntraced(function* ({ folder, json, recipe, resume }: Trai
   type SaveNeeds = Effect.Services<typeof save>
 
   yield* train.pipe(
-    Effect.onInterrupt(() => farewell("interrupted")),
+    // One of several ranks that is interrupted alone cannot save: the others are elsewhere.
+    Effect.onInterrupt(() => (several ? Effect.void : farewell("interrupted"))),
     Effect.tapError((error) => (error._tag === "TrainError" ? farewell("stopped") : Effect.void)),
-    Effect.provide(RunTrackers.layer({ paths, json, resumedStep: resumed }))
+    Effect.provide(isFirst ? RunTrackers.layer({ paths, json, resumedStep: resumed }) : Trackers.silent)
   )
   const evaluation = yield* Ref.get(latest)
   return { parameters: yield* Trainer.parameters(training), classes, evaluation, folder: store.folder }
 })
 
 /** Opens the newest sound checkpoint, if there is one, and goes back to it. Gives the step. */
-const restore = Effect.fnUntraced(function* (training: Trainer.Training, recipe: Recipe) {
+const restore = Effect.fnUntraced(function* (training: Trainer.Training, recipe: Recipe, speaks: boolean) {
   const store = yield* CheckpointStore
   if ((yield* store.list).length === 0) {
-    yield* note("no checkpoint yet: starting from the beginning")
+    if (speaks) yield* note("no checkpoint yet: starting from the beginning")
     return 0
   }
   const state = yield* Effect.scoped(
@@ -142,28 +174,37 @@ const restore = Effect.fnUntraced(function* (training: Trainer.Training, recipe:
   )
   const before = new Map(factsOf((state.run as unknown as RunState).recipe))
   const changed = factsOf(recipe).filter(([key, value]) => before.get(key) !== value)
-  if (changed.length > 0) {
+  if (changed.length > 0 && speaks) {
     const list = changed.map(([key, value]) => `${key} ${before.get(key) ?? "none"} -> ${value}`).join(", ")
     yield* note(`settings differ from those the run was started with: ${list}`)
   }
   const { step } = yield* Ref.get(training.position)
-  yield* note(`resuming after step ${step}`)
+  if (speaks) yield* note(`resuming after step ${step}`)
   return step
 })
 
-/** Trains a recipe in a folder; gives the summary that the report shows. */
+const hashOf = (value: unknown): string => createHash("sha256").update(JSON.stringify(value)).digest("hex")
+
+/** Trains a recipe in a folder; gives the summary that the report shows, of several ranks on the first only. */
 export const run = Effect.fn("Train.run")(function* (options: TrainOptions) {
   const { folder, recipe, resume } = options
   const fs = yield* FileSystem.FileSystem
   const backend = yield* Backend
-  const paths = yield* RunFolder.prepare(folder, resume)
-  if (!resume) yield* fs.writeFileString(paths.recipe, `${JSON.stringify(recipe, null, 2)}\n`)
+  const { barrier, mesh, rank } = yield* Collectives
+  const isFirst = rank === 0
+  if (Mesh.rankCount(mesh) > 1) yield* Ranks.listen
+  const paths = isFirst ? yield* RunFolder.prepare(folder, resume) : RunFolder.paths(folder)
+  if (isFirst && !resume) yield* fs.writeFileString(paths.recipe, `${JSON.stringify(recipe, null, 2)}\n`)
+  // The folder is there, and what an earlier run left half written is gone.
+  if (!isFirst) yield* barrier
   const services = Layer.mergeAll(
     Dataset.augmenter(recipe),
-    FileCheckpoints.layer(RunFolder.checkpointOptions(paths.checkpoints, recipe))
+    FileCheckpoints.layer({ ...RunFolder.checkpointOptions(paths.checkpoints, recipe), owner: isFirst })
   )
   return yield* Effect.gen(function* () {
+    if (isFirst) yield* barrier
     const done = yield* loop(options, paths)
+    if (!isFirst) return null
     const { accuracy, loss, samples } = done.evaluation ?? {}
     const validation =
       accuracy === undefined || loss === undefined || samples === undefined ? undefined : { accuracy, loss, samples }

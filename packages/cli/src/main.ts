@@ -1,4 +1,5 @@
 /** The `tessera` command: flags here, work in `commands/`, loaded when it is asked for so that --help is quick. */
+import { tesseraVersion } from "@tessera/core/version"
 import * as NodeRuntime from "@effect/platform-node/NodeRuntime"
 import * as NodeServices from "@effect/platform-node/NodeServices"
 import * as Cause from "effect/Cause"
@@ -10,8 +11,6 @@ import * as Exit from "effect/Exit"
 import * as Option from "effect/Option"
 import { describe } from "./Failure.ts"
 import { logger } from "./Output.ts"
-
-const version = "0.1.0"
 
 const about =
   <A>(description: string) =>
@@ -196,6 +195,39 @@ const explain = Command.make(
   ])
 )
 
+const launch = Command.make(
+  "launch",
+  {
+    ranks: Flag.Int("ranks").pipe(about("processes of this machine that train together")),
+    restarts: Flag.Int("restarts").pipe(
+      Flag.withDefault(0),
+      about("how often the job may begin again from its newest checkpoint when a rank is lost")
+    ),
+    timeout: Flag.Int("timeout").pipe(
+      Flag.withDefault(600),
+      about("seconds that ranks wait for one that is alive but does not come")
+    ),
+    command: Argument.String("command").pipe(
+      Argument.withDescription("after --: the command of every rank, such as train mnist"),
+      Argument.variadic({ min: 1 })
+    )
+  },
+  (input) =>
+    Effect.flatMap(
+      load(() => import("./commands/launch.ts")),
+      (m) => m.launch(input)
+    )
+).pipe(
+  Command.withDescription("Runs a training on several ranks, each a process of this machine"),
+  Command.withExamples([
+    { command: "tessera launch --ranks 2 -- train mnist", description: "two ranks share every batch" },
+    {
+      command: "tessera launch --ranks 2 --restarts 3 -- train mnist --set strategy.mesh.tensor=2",
+      description: "each holds half of every layer; begins again when one is lost"
+    }
+  ])
+)
+
 const models = Command.make("models", { json }, (input) =>
   Effect.flatMap(
     load(() => import("./commands/models.ts")),
@@ -215,7 +247,7 @@ const tessera = Command.make("tessera").pipe(
   Command.withExamples([
     { command: "tessera quickstart", description: "train on MNIST, evaluate, see what to do next" }
   ]),
-  Command.withSubcommands([quickstart, train, evaluate, predict, explain, models, doctor])
+  Command.withSubcommands([quickstart, train, launch, evaluate, predict, explain, models, doctor])
 )
 
 const argumentsGiven = process.argv.slice(2)
@@ -244,7 +276,7 @@ process.stdout.on("error", (error: NodeJS.ErrnoException) => {
 })
 
 tessera.pipe(
-  Command.run({ version }),
+  Command.run({ version: tesseraVersion }),
   Effect.tapCause((cause) => Effect.sync(() => report(cause))),
   Effect.provide([NodeServices.layer, logger]),
   NodeRuntime.runMain({

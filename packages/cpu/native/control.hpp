@@ -17,6 +17,7 @@ struct Post {
   std::atomic<uint64_t> posted;
   std::atomic<uint32_t> stage;
   uint32_t spans;
+  uint32_t flag;  // of barriers: whether any brings 1
   uint64_t hash;
   char what[textBytes];
   Span table[maxSpans];

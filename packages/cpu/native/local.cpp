@@ -55,7 +55,7 @@ struct Op {
   std::string what;
   Clock::time_point deadline;
   int phase = 0;
-  bool cancelled = false;
+  bool cancelled = false, flag = false;
 };
 
 struct Ended {
@@ -336,7 +336,7 @@ class Comm {
         return false;
       Post& p = post(rank_, op.group, op.sequence);
       p.stage.store(0, std::memory_order_relaxed);
-      p.spans = uint32_t(op.spans.size()), p.hash = op.hash;
+      p.spans = uint32_t(op.spans.size()), p.hash = op.hash, p.flag = uint32_t(op.by);
       std::snprintf(p.what, textBytes, "%s", op.what.c_str());
       fill(p.table, op);
       p.posted.store(op.sequence + 1, std::memory_order_release);
@@ -349,12 +349,14 @@ class Comm {
       for (int r : op.members)
         if (!memoryOf(r)) return finish(op, refused, "the memory of rank " + std::to_string(r) + " cannot be read: /proc of its process is closed to this one"), true;
       exchange(op);
+      if (op.kind == barrier)
+        op.flag = std::any_of(op.members.begin(), op.members.end(), [&](int r) { return post(r, op.group, op.sequence).flag != 0; });
       say(op, 1);
       op.phase = 2;
     }
     if (op.phase == 2) {
       if (!all(op, 1)) return false;
-      if (op.kind != allReduce) return finish(op, done, ""), true;
+      if (op.kind != allReduce) return finish(op, done, op.flag ? "1" : ""), true;
       collect(op);
       say(op, 2);
       op.phase = 3;

@@ -150,7 +150,8 @@ void ts_local_leave(void *comm, int32_t failed, const char *detail);
 void ts_local_destroy(void *comm);
 // Begins [ticket, kind, group, sequence, hash, by, shift, peer, members, spans, own place, member[members],
 //  for each span: dtype, elements sent, send address, bytes, receive address, bytes]. Members agree when `hash` is equal; `what` says it in words.
-// kind: 0 all-reduce, 1 all-gather, 2 reduce-scatter, 3 all-to-all, 4 permute, 5 barrier, 6 send, 7 receive (hash: of the tag). by: 0 sum, 1 max.
+// kind: 0 all-reduce, 1 all-gather, 2 reduce-scatter, 3 all-to-all, 4 permute, 5 barrier, 6 send, 7 receive (hash: of the tag). by: 0 sum, 1 max; of a barrier a
+// flag, and its text is "1" when any brings 1.
 // Every rank counts the collectives of a group by itself, from 0. Gives 0 when the words are malformed. Memory must stay until it has ended.
 int32_t ts_local_start(void *comm, const int64_t *words, uint64_t count, const char *what);
 // Ends one as soon as nothing touches its memory.

@@ -70,6 +70,12 @@ interface Piece {
   readonly receive: Span | null
 }
 
+/** How one ended. */
+interface End {
+  readonly status: number
+  readonly text: string
+}
+
 const hashes = new Map<string, bigint>()
 const hashOf = (word: string): bigint => {
   const found = hashes.get(word) ?? createHash("sha256").update(word).digest().readBigInt64LE()
@@ -88,7 +94,7 @@ const make = Effect.fn("LocalCollectives.make")(function* (options: LocalOptions
   const refused = (detail: string) =>
     new CollectiveError({ reason: "Refused", rank, ranks: [rank], collective: "joining the ranks", line: "", detail })
   /** What goes on, by ticket. */
-  const flights = new Map<number, (end: { readonly status: number; readonly text: string }) => void>()
+  const flights = new Map<number, (end: End) => void>()
   const comm = yield* Effect.acquireRelease(
     Effect.suspend(() => {
       const joined = local.join(control, rank, count, Duration.toSeconds(timeout))
@@ -121,8 +127,8 @@ const make = Effect.fn("LocalCollectives.make")(function* (options: LocalOptions
     counts.set(group, number + 1)
     return number
   }
-  const begin = (job: Job, number: number): Effect.Effect<void, CollectiveError> =>
-    Effect.callback<void, CollectiveError>((resume) => {
+  const begin = (job: Job, number: number): Effect.Effect<End, CollectiveError> =>
+    Effect.callback<End, CollectiveError>((resume) => {
       const ticket = ++tickets
       const words = BigInt64Array.from([
         ...[ticket, job.kind, job.group, number].map(BigInt),
@@ -148,7 +154,7 @@ const make = Effect.fn("LocalCollectives.make")(function* (options: LocalOptions
       const landed = new Promise<void>((land) => {
         flights.set(ticket, (end) => {
           land()
-          resume(end.status === status.done ? Effect.void : Effect.fail(failure(rank, job, end, timeout)))
+          resume(end.status === status.done ? Effect.succeed(end) : Effect.fail(failure(rank, job, end, timeout)))
         })
       })
       if (!local.start(comm, words, job.what)) {
@@ -164,14 +170,15 @@ const make = Effect.fn("LocalCollectives.make")(function* (options: LocalOptions
     })
 
   const everyRank = Array.from({ length: count }, (_, r) => r)
-  const together = (collective: string, word: string) =>
-    Effect.suspend(() => begin(meeting(collective, word), next(everyone)))
-  const meeting = (collective: string, word: string): Job => ({
+  const together = (collective: string, word: string, flag = false) =>
+    Effect.suspend(() => begin(meeting(collective, word, flag), next(everyone)))
+  const meeting = (collective: string, word: string, flag: boolean): Job => ({
     kind: kinds.barrier,
     group: everyone,
     word: `${collective}: ${word}`,
     what: word === "" ? collective : word,
-    by: 0,
+    // Brought to all.
+    by: flag ? 1 : 0,
     shift: 0,
     peer: 0,
     members: everyRank,
@@ -257,8 +264,9 @@ const make = Effect.fn("LocalCollectives.make")(function* (options: LocalOptions
     run,
     send: (m, spans) => message(m, spans, true),
     receive: (m, spans) => message(m, spans, false),
-    barrier: together("barrier", ""),
-    agree: (about, word) => together(`agreement on ${about}`, word)
+    barrier: Effect.asVoid(together("barrier", "")),
+    any: (flag) => Effect.map(together("any", "", flag), ({ text }) => text === "1"),
+    agree: (about, word) => Effect.asVoid(together(`agreement on ${about}`, word))
   }
   return service
 })
@@ -273,7 +281,7 @@ const reasonOf = (cause: Cause.Cause<unknown>): string => {
 const failure = (
   rank: number,
   { collective, line, onDisagreement }: Job,
-  end: { readonly status: number; readonly text: string },
+  end: End,
   timeout: Duration.Duration
 ): CollectiveError => {
   const error = (reason: CollectiveError["reason"], ranks: ReadonlyArray<number>, detail: string) =>

@@ -2,9 +2,11 @@
 import { duration } from "@tessera/core/layers/ConsoleTracker"
 import * as Effect from "effect/Effect"
 import { join } from "node:path"
-import * as Backends from "../Backends.ts"
+import type * as Backends from "../Backends.ts"
+import * as Experiment from "../Experiment.ts"
 import type { Layer } from "../Layers.ts"
 import { command, percent, print, printJson } from "../Output.ts"
+import * as Ranks from "../Ranks.ts"
 import * as RecipeSource from "../RecipeSource.ts"
 import * as RunFolder from "../RunFolder.ts"
 import * as Train from "../Train.ts"
@@ -24,7 +26,18 @@ const dataLayers = ({ data, test }: TrainInput): ReadonlyArray<Layer> => [
   ...(test === undefined ? [] : [{ source: "--test", values: { data: { test } } }])
 ]
 
-type Done = Effect.Success<ReturnType<typeof Train.run>>
+/** The recipe for this many ranks: they share the batch where it names no mesh. */
+const recipeFor = Effect.fnUntraced(function* (input: TrainInput, place: Ranks.Place | null) {
+  const load = (layers: ReadonlyArray<Layer>) =>
+    RecipeSource.load(input.recipe, { set: input.set, layers: [...dataLayers(input), ...layers] })
+  const { recipe } = yield* load([])
+  const [first] = Ranks.meshOf(recipe, place)
+  if (first === undefined || Experiment.strategy(recipe).mesh.length > 0) return recipe
+  const [meshAxis, count] = first
+  return (yield* load([{ source: "--ranks", values: { strategy: { mesh: { [meshAxis]: count } } } }])).recipe
+})
+
+type Done = NonNullable<Effect.Success<ReturnType<typeof Train.run>>>
 
 const results = ({ paths, summary }: Done): Effect.Effect<void> => {
   const { validation } = summary
@@ -52,11 +65,14 @@ const results = ({ paths, summary }: Done): Effect.Effect<void> => {
 
 /** Trains and says what came out. */
 export const train = Effect.fn("train")(function* (input: TrainInput) {
-  const { recipe } = yield* RecipeSource.load(input.recipe, { set: input.set, layers: dataLayers(input) })
+  const place = yield* Ranks.place
+  const recipe = yield* recipeFor(input, place)
   const folder = input.run ?? join("runs", recipe.name)
   const done = yield* Train.run({ recipe, folder, resume: input.resume, json: input.json }).pipe(
-    Effect.provide(Backends.layer(input))
+    Effect.provide(Ranks.layer(recipe, place, input))
   )
+  // The first rank speaks for all.
+  if (done === null) return
   if (input.json) return yield* printJson({ kind: "result", run: folder, ...done.summary })
   yield* results(done)
   yield* print(`  ${command} train ${input.recipe} --set epochs=${recipe.epochs * 2} --run ${folder}-longer\n`)

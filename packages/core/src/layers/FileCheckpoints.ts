@@ -14,6 +14,7 @@ import type * as Scope from "effect/Scope"
 import * as Semaphore from "effect/Semaphore"
 import * as Safetensors from "../Safetensors.ts"
 import { CheckpointError, InvalidCheckpoint, NotFound, Truncated } from "../CheckpointError.ts"
+import { tesseraVersion } from "../version.ts"
 import * as CheckpointManifest from "../CheckpointManifest.ts"
 import type { RetentionPolicy } from "../CheckpointRetention.ts"
 import { expired } from "../CheckpointRetention.ts"
@@ -41,9 +42,6 @@ export interface FileCheckpointsOptions extends Partial<RetentionPolicy> {
    */
   readonly owner?: boolean
 }
-
-/** Version of Tessera noted in the manifests. */
-const tesseraVersion = "0.1.0"
 
 const folderName = (step: number) => `step-${String(step).padStart(8, "0")}`
 const folderPattern = /^step-(\d{8,})$/

@@ -180,17 +180,32 @@ const serviceOf = (cluster: Cluster, rank: number): CollectivesService => {
       }
     })
   }
-  const together = (collective: string, what: string) =>
-    meet({
-      key: "all",
-      expected: Array.from({ length: Mesh.rankCount(mesh) }, (_, r) => r),
-      collective,
-      line: "",
-      what: `${collective}: ${what}`,
-      send: [],
-      receive: [],
-      waits: true,
-      exchange: () => {}
+  const together = (collective: string, what: string, flag = false) =>
+    Effect.suspend(() => {
+      let result = false
+      const own: Span = {
+        address: 0n,
+        bytes: 1,
+        read: () => Uint8Array.of(flag ? 1 : 0),
+        write: ([x]) => (result = x === 1)
+      }
+      return Effect.map(
+        meet({
+          key: "all",
+          expected: Array.from({ length: Mesh.rankCount(mesh) }, (_, r) => r),
+          collective,
+          line: "",
+          what: `${collective}: ${what}`,
+          send: [own],
+          receive: [own],
+          waits: true,
+          exchange: (arrivals) => {
+            const any = arrivals.some((a) => a.send[0]![0] === 1)
+            for (const a of arrivals) a.receive[0]!.write(Uint8Array.of(any ? 1 : 0))
+          }
+        }),
+        () => result
+      )
     })
   return {
     name: "simulated",
@@ -212,8 +227,9 @@ const serviceOf = (cluster: Cluster, rank: number): CollectivesService => {
     },
     send: (m, spans) => message(m, spans, true),
     receive: (m, spans) => message(m, spans, false),
-    barrier: together("barrier", ""),
-    agree: (about, word) => together(`agreement on ${about}`, word)
+    barrier: Effect.asVoid(together("barrier", "")),
+    any: (flag) => together("any", "", flag),
+    agree: (about, word) => Effect.asVoid(together(`agreement on ${about}`, word))
   }
 }
 

@@ -63,6 +63,8 @@ export interface CollectivesService {
   readonly receive: (message: Message, spans: ReadonlyArray<Span>) => Effect.Effect<void, CollectiveError>
   /** Ends when every rank of the mesh has come. */
   readonly barrier: Effect.Effect<void, CollectiveError>
+  /** Whether any rank of the mesh brings true: all come, all hear the same. */
+  readonly any: (flag: boolean) => Effect.Effect<boolean, CollectiveError>
   /** Ends when every rank of the mesh has come with the same word, such as the hash of its program; else fails with `Disagreement` on all of them. */
   readonly agree: (about: string, word: string) => Effect.Effect<void, CollectiveError>
 }
@@ -88,6 +90,7 @@ export const single: CollectivesService = {
   send: ({ line, peer }) => alone(`send to rank ${peer}`, line),
   receive: ({ line, peer }) => alone(`receive from rank ${peer}`, line),
   barrier: Effect.void,
+  any: Effect.succeed,
   agree: () => Effect.void
 }
 

@@ -1,0 +1,2 @@
+/** Of all packages together. */
+export const tesseraVersion = "0.1.0"
