@@ -67,7 +67,6 @@ const loop = Effect.fnUntraced(function* ({ folder, json, recipe, resume }: Trai
           precision: Experiment.precision(recipe)
         }).pipe(Effect.provideService(Collectives, single))
   const resumed = resume ? yield* restore(training, recipe, isFirst) : 0
-  yield* ranks.agree("the checkpoint", `step ${resumed}`)
   if (resumed === 0) yield* Trainer.initialise(training, recipe.seed)
 
   const totalSteps = Experiment.totalSteps(recipe, data.stepsPerEpoch)
@@ -116,7 +115,6 @@ const loop = Effect.fnUntraced(function* ({ folder, json, recipe, resume }: Trai
 
   const evaluateEvery = Experiment.interval(recipe.evaluateEvery, data.stepsPerEpoch)
   const saveEvery = Experiment.interval(recipe.checkpoint.every, data.stepsPerEpoch)
-  const stopped = yield* Ref.make(false)
   const train = Effect.gen(function* () {
     const tracker = yield* Tracker
     const schedule = Experiment.schedule(recipe, totalSteps)
@@ -126,7 +124,8 @@ const loop = Effect.fnUntraced(function* ({ folder, json, recipe, resume }: Trai
       schedule,
       totalSteps,
       seed: recipe.seed,
-      onStep: tracker.report
+      onStep: tracker.report,
+      stop: Ranks.stopAsked
     })
     const evaluated =
       evaluateEvery === null
@@ -134,12 +133,8 @@ const loop = Effect.fnUntraced(function* ({ folder, json, recipe, resume }: Trai
         : Trainer.every<Reported, EvaluateError, EvaluateNeeds>(evaluateEvery, () => evaluate)(reports)
     const kept =
       saveEvery === null ? evaluated : Trainer.every<Reported, SaveError, SaveNeeds>(saveEvery, () => save)(evaluated)
-    yield* Stream.runDrain(
-      several
-        ? Stream.takeUntilEffect(kept, () => Effect.tap(ranks.any(Ranks.stopAsked()), (stop) => Ref.set(stopped, stop)))
-        : kept
-    )
-    if (yield* Ref.get(stopped)) {
+    yield* Stream.runDrain(kept)
+    if (several && (yield* Ref.get(training.position)).step < totalSteps) {
       yield* farewell("interrupted")
       return yield* Effect.interrupt
     }

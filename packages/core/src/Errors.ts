@@ -196,7 +196,7 @@ export class CollectiveError extends Schema.TaggedError<CollectiveError>()("Coll
 }
 
 export class TrainError extends Schema.TaggedError<TrainError>()("TrainError", {
-  reason: Schema.Literals(["LossNotFinite", "NoWeight", "BatchMismatch"]),
+  reason: Schema.Literals(["LossNotFinite", "NoWeight", "BatchMismatch", "Torn"]),
   step: Schema.Number,
   detail: Schema.String
 }) {

@@ -9,34 +9,36 @@
  *   Stream.runForEach(tracker.report))
  * ```
  */
+import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Queue from "effect/Queue"
 import * as Ref from "effect/Ref"
 import type * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as Axis from "./Axis.ts"
-import type { CheckpointError } from "./CheckpointError.ts"
+import { CheckpointError, NotFound } from "./CheckpointError.ts"
 import type { Kind, Metric } from "./CheckpointManifest.ts"
 import * as CheckpointMatch from "./CheckpointMatch.ts"
 import type { CollectiveError, CompileError, DeviceError, PartitionError, ProgramError, RecipeError } from "./Errors.ts"
 import { TrainError } from "./Errors.ts"
 import * as Host from "./HostArray.ts"
 import * as Module from "./Module.ts"
-import type * as Mesh from "./Mesh.ts"
+import * as Mesh from "./Mesh.ts"
 import type { TensorType } from "./Node.ts"
 import { bytesOf } from "./Node.ts"
 import * as Optimizer from "./Optimizer.ts"
 import * as Precision from "./Precision.ts"
-import type * as Program from "./Program.ts"
+import * as Program from "./Program.ts"
 import * as StepRunner from "./runner/StepRunner.ts"
 import type { Schedule } from "./Schedule.ts"
 import type { Buffer } from "./services/Backend.ts"
 import { Backend } from "./services/Backend.ts"
 import type { CheckpointReader, SavedCheckpoint, TensorRecord } from "./services/CheckpointStore.ts"
 import { CheckpointStore } from "./services/CheckpointStore.ts"
-import { Collectives, single } from "./services/Collectives.ts"
+import { Collectives, type CollectivesService, single } from "./services/Collectives.ts"
 import type { StepReport } from "./services/Tracker.ts"
 import type * as Step from "./Step.ts"
 
@@ -76,6 +78,8 @@ export interface Training {
   readonly optimizer: Optimizer.Optimizer
   readonly precision: Precision.Precision
   readonly position: Ref.Ref<Position>
+  /** Why a step ended in its middle: what is held is then neither before nor after it. Null again after `initialise` and `restore`. */
+  readonly torn: Ref.Ref<string | null>
 }
 
 const start = (precision: Precision.Precision): Position => ({
@@ -104,13 +108,28 @@ export const make = Effect.fn("Trainer.make")(function* <P extends Module.ParamT
     params: config.params,
     optimizer: Precision.optimizerIn(config.optimizer, precision),
     precision,
-    position: yield* Ref.make(start(precision))
+    position: yield* Ref.make(start(precision)),
+    torn: yield* Ref.make<string | null>(null)
   }
 })
+
+/** Refuses what a step left that ended in its middle. */
+const sound = (training: Training): Effect.Effect<void, TrainError> =>
+  Effect.gen(function* () {
+    const torn = yield* Ref.get(training.torn)
+    if (torn === null) return
+    const { step } = yield* Ref.get(training.position)
+    return yield* new TrainError({
+      reason: "Torn",
+      step: step + 1,
+      detail: `the step ended in its middle (${torn}), so the tensors are neither those before it nor those after it; restore a checkpoint`
+    })
+  })
 
 /** Parameters from the seed, the optimizer's state before the first step, step 0. The same whatever the mesh. */
 export const initialise = Effect.fn("Trainer.initialise")(function* (training: Training, seed: number) {
   const { optimizer, params, runner } = training
+  yield* runner.collectives.agree("the seed", String(seed))
   const plain = StepRunner.isPlain(runner)
   yield* Effect.scoped(
     Effect.gen(function* () {
@@ -124,6 +143,7 @@ export const initialise = Effect.fn("Trainer.initialise")(function* (training: T
     })
   )
   yield* Ref.set(training.position, start(training.precision))
+  yield* Ref.set(training.torn, null)
 })
 
 /** Runs a program, its outputs straight into these buffers where there are any. */
@@ -175,8 +195,13 @@ const scalarBuffer = Effect.fnUntraced(function* (type: TensorType, value: numbe
 export const parameters = Effect.fn("Trainer.parameters")(function* (
   training: Training,
   averaged = true
-): Effect.fn.Return<ReadonlyArray<Buffer>, CompileError | DeviceError | CollectiveError, Backend | Scope.Scope> {
+): Effect.fn.Return<
+  ReadonlyArray<Buffer>,
+  CompileError | DeviceError | CollectiveError | TrainError,
+  Backend | Scope.Scope
+> {
   const backend = yield* Backend
+  yield* sound(training)
   const { runner } = training
   const { logical } = runner.storage
   const averages = new Map(logical.flatMap((h, i) => (h.kind === "ema" ? [[h.name, i] as const] : [])))
@@ -205,6 +230,8 @@ export interface StepsOptions<E, R> {
   readonly seed: number
   /** Called with every report before an interruption may come in between: what is saved then was also reported. The stream gives the same report. */
   readonly onStep?: (report: StepReport) => Effect.Effect<void>
+  /** Asked before every step. Where any rank says yes, all end before the same step. */
+  readonly stop?: () => boolean
 }
 
 interface Slot {
@@ -238,8 +265,12 @@ export const steps = <E, R>(
       const backend = yield* Backend
       const { data, totalSteps } = options
       const from = yield* Ref.get(training.position)
-      const { mesh, rank } = yield* Collectives
-      const { batch: leaves } = training.runner
+      yield* sound(training)
+      const { batch: leaves, collectives } = training.runner
+      const { mesh, rank } = collectives
+      const { schedule, seed } = options
+      const plan = [from, seed, totalSteps, [from.step, totalSteps].map(schedule.at)]
+      yield* collectives.agree("the way ahead", Program.fingerprint(JSON.stringify(plan)))
       const free = yield* Queue.bounded<Slot>(slotCount)
       for (let i = 0; i < slotCount; i++) {
         const buffers: Array<Buffer> = []
@@ -269,6 +300,7 @@ export const steps = <E, R>(
         const began = yield* seconds
         if (ready.length === 0) ready.push(...(yield* pull))
         const { batch, slot } = ready.shift()!
+        if (yield* ahead(collectives, batch, options.stop?.() ?? false)) return yield* Cause.done()
         const waited = (yield* seconds) - began
         const report = yield* Effect.uninterruptible(
           Effect.gen(function* () {
@@ -286,6 +318,18 @@ export const steps = <E, R>(
       return Stream.fromPull(Effect.succeed(next))
     })
   )
+
+/** Whether to stop here. Ranks that were given other examples than the others would average what does not belong together. */
+const ahead = (collectives: CollectivesService, batch: DataBatch, stop: boolean) =>
+  Mesh.rankCount(collectives.mesh) === 1 ? Effect.succeed(stop) : collectives.any(stop, `batch ${batchWord(batch)}`)
+
+/** By which ranks tell that they were given the same batch: its examples where it names them, else where the data stand. */
+const batchWord = ({ arrays, cursor }: DataBatch): string => {
+  const { examples } = arrays
+  let h = 0x811c9dc5
+  for (const byte of examples ?? []) h = Math.imul(h ^ byte, 0x01000193)
+  return `${JSON.stringify(cursor)} ${(h >>> 0).toString(16)}`
+}
 
 /** Of a whole batch what this rank works on. */
 const ownPart = (bytes: Uint8Array, leaf: StepRunner.Part, mesh: Mesh.Mesh, rank: number): Uint8Array =>
@@ -312,12 +356,9 @@ const advance = <E, R>(
     const step = before.step + 1
     const learningRate = schedule.at(before.step)
     const scale = before.lossScale.scale
-    const metrics = yield* training.runner.run(buffers, {
-      learningRate,
-      step,
-      seed: stepSeed(seed, step),
-      lossScale: scale
-    })
+    const metrics = yield* training.runner
+      .run(buffers, { learningRate, step, seed: stepSeed(seed, step), lossScale: scale })
+      .pipe(Effect.tapError((error) => Ref.set(training.torn, error.message)))
     const finite = metrics["finite"] === 1
     if (!finite && Precision.isLowest(training.precision, before.lossScale))
       return yield* new TrainError({ reason: "LossNotFinite", step, detail: notFinite(metrics, learningRate) })
@@ -372,29 +413,31 @@ export const save = (
   options: { readonly run?: Schema.Json; readonly metric?: Metric } = {}
 ): Effect.Effect<
   SavedCheckpoint,
-  CheckpointError | CompileError | DeviceError | CollectiveError,
+  CheckpointError | CompileError | DeviceError | CollectiveError | TrainError,
   CheckpointStore | Backend
 > =>
   Effect.gen(function* () {
     const store = yield* CheckpointStore
-    const { barrier, rank } = yield* Collectives
+    const { any, rank } = training.runner.collectives
+    yield* sound(training)
     const position = yield* Ref.get(training.position)
     const state = { position: { ...position }, digest: training.runner.digest, run: options.run ?? null }
     const tensors = yield* records(training)
-    if (rank > 0) {
-      yield* barrier
-      const found = (yield* store.list).findLast((c) => c.step === position.step)
-      if (found === undefined) return yield* Effect.die(new Error(`the checkpoint of step ${position.step} is gone`))
-      return { path: found.path, step: found.step, bytes: found.bytes }
-    }
-    const saved = yield* store.save({
+    const write = store.save({
       step: position.step,
       state: state as unknown as Schema.Json,
       ...(options.metric === undefined ? {} : { metric: options.metric }),
       tensors
     })
-    yield* barrier
-    return saved
+    const written = rank === 0 ? yield* Effect.exit(write) : null
+    // All learn whether it is there before anyone goes on.
+    const failed = yield* any(written !== null && Exit.isFailure(written), `checkpoint of step ${position.step}`)
+    if (written !== null) return yield* written
+    const found = failed ? undefined : (yield* store.list).findLast((c) => c.step === position.step)
+    if (found !== undefined) return { path: found.path, step: found.step, bytes: found.bytes }
+    const wanted = `the checkpoint of step ${position.step}`
+    const hint = failed ? "the first rank could not write it" : "the first rank wrote it where this one cannot read it"
+    return yield* new CheckpointError({ path: store.folder, reason: new NotFound({ wanted, hint }) })
   }).pipe(Effect.withSpan("Trainer.save"))
 
 /** Everything that lives, as declared. */
@@ -438,6 +481,12 @@ export const restore = Effect.fn("Trainer.restore")(function* (training: Trainin
     yield* StepRunner.load(runner, arrays)
   }
   const state = reader.manifest.state as unknown as SavedState
+  const { manifest } = reader
+  yield* runner.collectives.agree(
+    "the checkpoint",
+    `step ${manifest.step}, ${manifest.files.map((f) => f.sha256).join()}`
+  )
   yield* Ref.set(training.position, state.position)
+  yield* Ref.set(training.torn, null)
   return state
 })

@@ -112,6 +112,7 @@ class Comm {
 
   void leave(bool failed, const char* detail) {
     Desk& desk = mine();
+    if (desk.state.load() != joined) return;  // the first reason stays
     std::snprintf(desk.detail, textBytes, "%s", detail);
     desk.state.store(failed ? failedRank : ended, std::memory_order_release);
     ring(-1);

@@ -164,6 +164,7 @@ const make = Effect.fn("LocalCollectives.make")(function* (options: LocalOptions
       if (!listening) void listen()
       // Nobody may free memory that others still read.
       return Effect.promise(() => {
+        local.leave(comm, true, "it was interrupted")
         local.cancel(comm, ticket)
         return landed
       })
@@ -237,7 +238,7 @@ const make = Effect.fn("LocalCollectives.make")(function* (options: LocalOptions
             {
               kind: kinds[kind],
               group,
-              word: part === 0 ? what : `${what} part ${part}`,
+              word: `${what} part ${part} for ${line}`,
               what,
               by: by === "sum" ? 0 : 1,
               shift,
@@ -265,7 +266,7 @@ const make = Effect.fn("LocalCollectives.make")(function* (options: LocalOptions
     send: (m, spans) => message(m, spans, true),
     receive: (m, spans) => message(m, spans, false),
     barrier: Effect.asVoid(together("barrier", "")),
-    any: (flag) => Effect.map(together("any", "", flag), ({ text }) => text === "1"),
+    any: (flag, word = "") => Effect.map(together("any", word, flag), ({ text }) => text === "1"),
     agree: (about, word) => Effect.asVoid(together(`agreement on ${about}`, word))
   }
   return service

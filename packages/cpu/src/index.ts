@@ -1,2 +1,3 @@
 export * as CpuBackend from "./CpuBackend.ts"
+export * as LocalCollectives from "./LocalCollectives.ts"
 export * as NativeLibrary from "./NativeLibrary.ts"

@@ -47,6 +47,8 @@ const Fields = Schema.Struct({
   /** Class tokens before the patches: 1 in ViT, 8 in NeMo, 0 for none. */
   classTokens: optional(count(0), 1),
   positions: optional(Schema.Literals(["learned", "sinCos2d", "none"]), "learned"),
+  /** Of sinCos2d: the ratio of its longest wave to its shortest; the shortest is 2 pi patches long. Small grids need few long waves. */
+  positionTemperature: optional(Schema.Finite.pipe(Schema.check(Schema.isGreaterThan(1))), 10_000),
   patchBias: optional(Schema.Boolean, true),
   qkvBias: optional(Schema.Boolean, true),
   /** Layer norm of the embedded tokens before the first block. */
@@ -138,6 +140,7 @@ export const defaults = {
   channels: 3,
   classTokens: 1,
   positions: "learned",
+  positionTemperature: 10_000,
   patchBias: true,
   qkvBias: true,
   preNorm: false,

@@ -29,7 +29,9 @@ it.live("a batch of weight 0 is refused", () =>
     const training = yield* Trainer.make(Trainings.config(sizes))
     yield* Trainer.initialise(training, 1)
     const seen: Array<number> = []
-    const held = Effect.forEach(training.runner.held, (h) => Effect.map(backend.read(h.buffer), (bytes) => Array.from(bytes)))
+    const held = Effect.forEach(training.runner.held, (h) =>
+      Effect.map(backend.read(h.buffer), (bytes) => Array.from(bytes))
+    )
     let before = yield* held
     const error = yield* Trainer.steps(training, {
       run: "empty",

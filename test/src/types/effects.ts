@@ -112,12 +112,12 @@ export type OfTheTrainer = [
       Of<typeof Trainer.save>,
       Effect.Effect<
         SavedCheckpoint,
-        CheckpointError | CompileError | DeviceError | CollectiveError,
+        CheckpointError | CompileError | DeviceError | CollectiveError | TrainError,
         CheckpointStore | Backend
       >
     >
   >,
-  Holds<Fails<Of<typeof Trainer.restore>, CheckpointError | DeviceError, Backend>>,
+  Holds<Fails<Of<typeof Trainer.restore>, CheckpointError | DeviceError | CollectiveError, Backend>>,
   Holds<
     Fails<Of<typeof Tasks.evaluator>, ProgramError | RecipeError | CompileError | DeviceError, Backend | Scope.Scope>
   >

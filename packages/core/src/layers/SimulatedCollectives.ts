@@ -35,8 +35,9 @@ export interface Options {
 
 interface Arrival {
   readonly rank: number
-  /** What it does, by which all must agree. */
+  /** What it does, by which all must agree, and where. */
   readonly what: string
+  readonly line: string
   readonly send: ReadonlyArray<Uint8Array>
   readonly receive: ReadonlyArray<Span>
 }
@@ -88,10 +89,11 @@ export const ranks = <A, E, R>(
       all,
       (rank) =>
         // A fiber of its own: its interruption is the end of this rank only.
-        Effect.forkChild(Effect.provideService(effect(rank), Collectives, serviceOf(cluster, rank))).pipe(
-          Effect.flatMap((fiber) => Effect.onInterrupt(Fiber.await(fiber), () => Fiber.interrupt(fiber))),
-          Effect.tap((exit) => lose(cluster, rank, Exit.isSuccess(exit) ? "has ended" : "has failed"))
-        ),
+        Effect.forkChild(
+          Effect.provideService(effect(rank), Collectives, serviceOf(cluster, rank)).pipe(
+            Effect.onExit((exit) => lose(cluster, rank, Exit.isSuccess(exit) ? "has ended" : "has failed"))
+          )
+        ).pipe(Effect.flatMap((fiber) => Effect.onInterrupt(Fiber.await(fiber), () => Fiber.interrupt(fiber)))),
       { concurrency: "unbounded" }
     )
   })
@@ -105,12 +107,14 @@ export const all = <A, E, R>(
   Effect.flatMap(ranks(mesh, effect, options), (exits) => Effect.forEach(exits, (exit) => exit))
 
 /** Nobody waits for a rank that is gone. */
-const lose = (cluster: Cluster, rank: number, how: string): Effect.Effect<void> =>
+const lose = (cluster: Cluster, rank: number, how: string, left?: Meeting): Effect.Effect<void> =>
   Effect.suspend(() => {
     cluster.lost.set(rank, how)
     if (cluster.lost.size + cluster.stalled.size >= Mesh.rankCount(cluster.mesh))
       Deferred.doneUnsafe(cluster.over, Exit.void)
-    const waiting = [...cluster.meetings.values()].filter((m) => m.expected.includes(rank) && !m.arrived.has(rank))
+    const waiting = [...cluster.meetings.values()].filter(
+      (m) => m.expected.includes(rank) && (m === left || !m.arrived.has(rank))
+    )
     return Effect.forEach(waiting, (m) => Deferred.fail(m.done, gone(cluster, rank)), { discard: true })
   })
 
@@ -157,7 +161,13 @@ const serviceOf = (cluster: Cluster, rank: number): CollectivesService => {
         return Effect.andThen(Deferred.await(cluster.over), Effect.interrupt)
       }
       const what = fault?.kind === "shape" ? `${part.what} less one element` : part.what
-      const arrival: Arrival = { rank, what, send: part.send.map((s) => s.read()), receive: part.receive }
+      const arrival: Arrival = {
+        rank,
+        what,
+        line: part.line,
+        send: part.send.map((s) => s.read()),
+        receive: part.receive
+      }
       return Effect.mapError(
         attend(cluster, next(part.key), arrival, part),
         (failure) => new CollectiveError({ ...failure, rank, collective: part.collective, line: part.line })
@@ -228,7 +238,7 @@ const serviceOf = (cluster: Cluster, rank: number): CollectivesService => {
     send: (m, spans) => message(m, spans, true),
     receive: (m, spans) => message(m, spans, false),
     barrier: Effect.asVoid(together("barrier", "")),
-    any: (flag) => together("any", "", flag),
+    any: (flag, word = "") => together("any", word, flag),
     agree: (about, word) => Effect.asVoid(together(`agreement on ${about}`, word))
   }
 }
@@ -246,6 +256,8 @@ const attend = (cluster: Cluster, key: string, arrival: Arrival, part: Part): Ef
     meeting.arrived.set(arrival.rank, arrival)
     const absent = () => expected.filter((r) => !meeting.arrived.has(r))
     const dead = absent().find((r) => cluster.lost.has(r))
+    // Whoever comes too late hears what the others have heard; their memory is in other use by now.
+    if (Deferred.isDoneUnsafe(meeting.done)) return Deferred.await(meeting.done)
     if (dead !== undefined) Deferred.doneUnsafe(meeting.done, Exit.fail(gone(cluster, dead)))
     else if (absent().length === 0) {
       cluster.meetings.delete(key)
@@ -260,20 +272,22 @@ const attend = (cluster: Cluster, key: string, arrival: Arrival, part: Part): Ef
       Deferred.doneUnsafe(meeting.done, Exit.fail<Failure>({ reason: "Timeout", ranks: absent(), detail }))
       return Deferred.await(meeting.done)
     })
-    return Effect.timeoutOrElse(Deferred.await(meeting.done), { duration: cluster.timeout, orElse: () => late })
+    return Effect.timeoutOrElse(Deferred.await(meeting.done), { duration: cluster.timeout, orElse: () => late }).pipe(
+      // Nobody may write into memory of one that has gone.
+      Effect.onInterrupt(() => lose(cluster, arrival.rank, "was interrupted", meeting))
+    )
   })
 
 /** Who brings something else than most do. */
 const disagreement = (arrivals: ReadonlyArray<Arrival>, reason: Failure["reason"]): Failure | null => {
-  const count = (what: string) => arrivals.filter((a) => a.what === what).length
-  const most = arrivals.reduce((best, a) => (count(a.what) > count(best.what) ? a : best))
-  const odd = arrivals.filter((a) => a.what !== most.what)
+  const same = (a: Arrival, b: Arrival) => a.what === b.what && a.line === b.line
+  const count = (a: Arrival) => arrivals.filter((b) => same(a, b)).length
+  const most = arrivals.reduce((best, a) => (count(a) > count(best) ? a : best))
+  const odd = arrivals.filter((a) => !same(a, most))
   if (odd.length === 0) return null
-  return {
-    reason,
-    ranks: odd.map((a) => a.rank),
-    detail: `rank ${odd.map((a) => `${a.rank} brings ${a.what}`).join(", rank ")}; rank ${most.rank} brings ${most.what}`
-  }
+  const where = (a: Arrival) => (odd.some((o) => o.what === most.what) ? ` for ${a.line}` : "")
+  const brings = (a: Arrival) => `rank ${a.rank} brings ${a.what}${where(a)}`
+  return { reason, ranks: odd.map((a) => a.rank), detail: `${odd.map(brings).join(", ")}; ${brings(most)}` }
 }
 
 /** Part `index` of `count` equal ones. */

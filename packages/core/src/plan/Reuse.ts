@@ -66,12 +66,12 @@ export const alias = <P>(
     let safe = first >= 0
     for (let k = first; safe && k < launches.length; k++) {
       const l = launches[k]!
-      for (const r of l.reads) {
-        if (r.buffer !== source.buffer) continue
+      for (const [i, r] of l.reads.entries()) {
+        if (r.buffer !== source.buffer || isEndOf(l, launches[first]!)) continue
         const inPlace =
           k === first &&
           l.elementwise &&
-          l.writes.some((w) => w.buffer === target.buffer && sameStrides(w, r)) &&
+          l.writes.some((w, j) => w.buffer === target.buffer && sameStrides(w, r) && (l.kind !== "start" || i === j)) &&
           !l.writes.some((w) => w.buffer === target.buffer && !sameStrides(w, r))
         if (!inPlace) safe = false
       }
@@ -87,13 +87,20 @@ export const alias = <P>(
   return donated
 }
 
+/** Whether a launch awaits what another one started. */
+const isEndOf = <P>(l: Launch<P>, start: Launch<P>): boolean =>
+  l.kind === "wait" && start.kind === "start" && l.exchange.id === start.exchange.id
+
 const sameStrides = (a: View, b: View): boolean =>
   a.offset === b.offset &&
   DType.bytesOf(a.dtype) === DType.bytesOf(b.dtype) &&
   a.dimensions.length === b.dimensions.length &&
   a.dimensions.every((d) => d.size === 1 || b.dimensions.some((o) => o.name === d.name && o.stride === d.stride))
 
-/** Elementwise launches write over an operand that nobody reads afterwards. */
+/**
+ * Elementwise launches write over an operand that nobody reads afterwards, a sum over ranks over what this rank sends. A collective reads its operands
+ * until it is awaited.
+ */
 export const reuse = <P>(launches: ReadonlyArray<Launch<P>>, buffers: ReadonlyArray<Working>) => {
   const lastUse = new Map<number, number>()
   launches.forEach((l, k) => {
@@ -102,6 +109,9 @@ export const reuse = <P>(launches: ReadonlyArray<Launch<P>>, buffers: ReadonlyAr
   })
   const firstWrite = new Map<number, number>()
   launches.forEach((l, k) => l.writes.forEach((w) => firstWrite.has(w.buffer) || firstWrite.set(w.buffer, k)))
+  const waits = new Map<number, number>()
+  launches.forEach((l, k) => l.kind === "wait" && waits.set(l.exchange.id, k))
+  const endOf = (l: Launch<P>, k: number): number => (l.kind === "start" ? waits.get(l.exchange.id)! : k)
   const parent = new Map<number, number>()
   const root = (b: number): number => {
     let r = b
@@ -110,13 +120,15 @@ export const reuse = <P>(launches: ReadonlyArray<Launch<P>>, buffers: ReadonlyAr
   }
   launches.forEach((l, k) => {
     if (!l.elementwise) return
-    for (const w of l.writes) {
+    const end = endOf(l, k)
+    for (const [i, w] of l.writes.entries()) {
       if (buffers[w.buffer]!.kind !== "arena" || firstWrite.get(w.buffer) !== k || parent.has(w.buffer)) continue
-      const donor = l.reads.find((r) => {
+      // Of several tensors that are summed over ranks together each may stand over itself only: some are done before others begin.
+      const donor = (l.kind === "start" ? l.reads.slice(i, i + 1) : l.reads).find((r) => {
         const from = root(r.buffer)
         return (
           buffers[r.buffer]!.kind === "arena" &&
-          lastUse.get(from) === k &&
+          lastUse.get(from) === end &&
           buffers[from]!.bytes === buffers[w.buffer]!.bytes &&
           sameStrides(r, w) &&
           // Every read of that buffer in this launch sees the element it is about to overwrite.
@@ -127,7 +139,7 @@ export const reuse = <P>(launches: ReadonlyArray<Launch<P>>, buffers: ReadonlyAr
       if (donor === undefined) continue
       const from = root(donor.buffer)
       parent.set(w.buffer, from)
-      lastUse.set(from, Math.max(k, lastUse.get(w.buffer) ?? k))
+      lastUse.set(from, Math.max(end, lastUse.get(w.buffer) ?? end))
     }
   })
   const move = (v: View): View => (parent.has(v.buffer) ? { ...v, buffer: root(v.buffer) } : v)

@@ -8,12 +8,12 @@ import * as Program from "../Program.ts"
 import { Backend, type Buffer } from "../services/Backend.ts"
 import type { Strategy } from "../Strategy.ts"
 import * as Tree from "../Tree.ts"
-import type { Held, Part, Scalars, StepRunner } from "./StepRunner.ts"
+import type { Held, Part, Scalars, Made } from "./StepRunner.ts"
 
 export const make = Effect.fnUntraced(function* (
   spread: Spread,
   strategy: Strategy
-): Effect.fn.Return<StepRunner, CompileError | DeviceError, Backend | Scope.Scope> {
+): Effect.fn.Return<Made, CompileError | DeviceError, Backend | Scope.Scope> {
   const backend = yield* Backend
   const { local, step } = spread
   const { donated, program, storage } = step

@@ -14,12 +14,12 @@ import { Collectives, type CollectivesService } from "../services/Collectives.ts
 import * as Tree from "../Tree.ts"
 import { readMetrics, writeScalars } from "./SpreadRunner.ts"
 import * as StageNeeds from "./StageNeeds.ts"
-import type { Held, StepRunner } from "./StepRunner.ts"
+import type { Held, Made } from "./StepRunner.ts"
 
 interface ChunkRunner extends ChunkPrograms {
   readonly run: { readonly forward: Executable; readonly backward: Executable }
   /** Memory for microbatches between their forward and their backward pass, as many as there are at once. */
-  readonly free: Array<Kept>
+  readonly slots: ReadonlyArray<Kept>
   /** What comes back from the chunk after. */
   readonly cotangents: ReadonlyArray<Buffer>
 }
@@ -45,7 +45,7 @@ type Microbatches = ReadonlyArray<ReadonlyArray<Buffer>>
 
 export const make = Effect.fnUntraced(function* (
   distributed: Pipelined
-): Effect.fn.Return<StepRunner, CompileError | DeviceError, Backend | Scope.Scope> {
+): Effect.fn.Return<Made, CompileError | DeviceError, Backend | Scope.Scope> {
   const { step } = distributed
   const backend = yield* Backend
   const collectives = yield* Collectives
@@ -68,7 +68,10 @@ export const make = Effect.fnUntraced(function* (
     batch: needs.batch,
     metrics,
     digest: Program.fingerprint(
-      [step.update.body, ...step.chunks.flatMap((c) => [c.forward.body, c.backward.body])].map(Program.digest).join()
+      [
+        ...[step.update.body, ...step.chunks.flatMap((c) => [c.forward.body, c.backward.body])].map(Program.digest),
+        JSON.stringify(step.ticks)
+      ].join()
     ),
     run: (given, scalars) =>
       Effect.gen(function* () {
@@ -99,10 +102,10 @@ const memoryOf = Effect.fnUntraced(function* (
   const chunks: Array<ChunkRunner> = []
   for (const { alive, backward, forward, programs, residuals } of wanted) {
     const run = { forward: yield* compiled(forward), backward: yield* compiled(backward) }
-    const free: Array<Kept> = []
+    const slots: Array<Kept> = []
     for (let k = 0; k < alive; k++)
-      free.push({ received: yield* all(programs.received), residuals: yield* all(residuals) })
-    chunks.push({ ...programs, run, free, cotangents: yield* all(programs.returned) })
+      slots.push({ received: yield* all(programs.received), residuals: yield* all(residuals) })
+    chunks.push({ ...programs, run, slots, cotangents: yield* all(programs.returned) })
   }
   const memory: Memory = {
     held,
@@ -137,6 +140,8 @@ const ticks = Effect.fnUntraced(function* (
   const collectives = yield* Collectives
   const mail = mailOf(step, collectives)
   const alive = new Map<string, Kept>()
+  // An earlier step may have ended with some of them in use.
+  const free = memory.chunks.map((chunk) => [...chunk.slots])
   const last = step.chunks.length - 1
   const operand =
     (own: ChunkRunner, kept: Kept, m: number) =>
@@ -168,7 +173,7 @@ const ticks = Effect.fnUntraced(function* (
     const own = memory.chunks[chunk]!
     const c = own.number
     if (pass === "forward") {
-      const kept = own.free.pop()!
+      const kept = free[chunk]!.pop()!
       alive.set(`${c} ${m}`, kept)
       if (c > 0) yield* mail.receive(c - 1, `forward ${c} ${m}`, kept.received)
       const { forward } = own
@@ -182,7 +187,7 @@ const ticks = Effect.fnUntraced(function* (
     const outputs = yield* own.run.backward.run(backward.inputs.map(operand(own, kept, m)))
     if (c > 0) yield* mail.send(c - 1, `backward ${c - 1} ${m}`, sent(backward, outputs, "cotangent"))
     alive.delete(`${c} ${m}`)
-    own.free.push(kept)
+    free[chunk]!.push(kept)
   }
 })
 

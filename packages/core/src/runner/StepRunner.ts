@@ -19,7 +19,7 @@ import { lower } from "../Partition.ts"
 import * as Program from "../Program.ts"
 import type { Backend, Buffer } from "../services/Backend.ts"
 import { Backend as BackendService } from "../services/Backend.ts"
-import { Collectives } from "../services/Collectives.ts"
+import { Collectives, type CollectivesService } from "../services/Collectives.ts"
 import type * as Step from "../Step.ts"
 import type { Storage } from "../step/Storage.ts"
 import * as Storages from "../step/Storage.ts"
@@ -52,14 +52,19 @@ export interface Held extends Part {
   readonly buffer: Buffer
 }
 
+/** What `make` adds to what a way of running gives. */
+export type Made = Omit<StepRunner, "collectives">
+
 export interface StepRunner {
   readonly distributed: Distributed
   readonly storage: Storage
   readonly held: ReadonlyArray<Held>
   readonly batch: ReadonlyArray<Part>
   readonly metrics: ReadonlyArray<string>
-  /** Of everything that ranks run. */
+  /** Of everything that ranks run, in its order. */
   readonly digest: string
+  /** The ranks among which it was made: what it holds means something among them only. */
+  readonly collectives: CollectivesService
   /** One step on this rank's part of a batch; changes what is held. Gives the metrics of the whole batch, the same on every rank. */
   readonly run: (
     batch: ReadonlyArray<Buffer>,
@@ -91,7 +96,11 @@ export const make = Effect.fn("StepRunner.make")(function* <
     })
   }
   const distributed = yield* Effect.fromResult(Distribute.step(config))
-  return distributed.kind === "spread" ? yield* Spread.make(distributed, strategy) : yield* Stage.make(distributed)
+  const made =
+    distributed.kind === "spread" ? yield* Spread.make(distributed, strategy) : yield* Stage.make(distributed)
+  // What a strategy changes in order only is not in the programs.
+  const digest = Program.fingerprint(JSON.stringify([made.digest, strategy]))
+  return { ...made, digest, collectives }
 })
 
 const sameMesh = (a: Mesh.Mesh, b: Mesh.Mesh): boolean =>
@@ -108,7 +117,7 @@ export const partOf = (x: HostArray, { layout, local, type }: Part, mesh: Mesh.M
 /** Writes this rank's parts of whole arrays, one for each tensor that lives, as declared. */
 export const load = Effect.fn("StepRunner.load")(function* (runner: StepRunner, arrays: ReadonlyArray<HostArray>) {
   const backend = yield* BackendService
-  const { mesh, rank } = yield* Collectives
+  const { mesh, rank } = runner.collectives
   const stored = Storages.store(runner.storage, arrays)
   for (const [i, held] of runner.held.entries())
     yield* backend.write(held.buffer, Host.toBytes(partOf(stored[i]!, held, mesh, rank)))
@@ -126,13 +135,17 @@ export const isPlain = ({ held, storage }: StepRunner): boolean =>
 export const declared = Effect.fn("StepRunner.declared")(function* (
   runner: StepRunner
 ): Effect.fn.Return<ReadonlyArray<HostArray>, CompileError | DeviceError | CollectiveError, Backend> {
-  const { mesh } = yield* Collectives
+  const { mesh } = runner.collectives
   const own = yield* parts(runner)
   if (Mesh.rankCount(mesh) === 1) return whole(runner, [own], Mesh.single).arrays
   return yield* Effect.scoped(
     Effect.gen(function* () {
       const backend = yield* BackendService
-      const executable = yield* backend.compile(gathering(runner, mesh))
+      const executable = yield* Effect.provideService(
+        backend.compile(gathering(runner, mesh)),
+        Collectives,
+        runner.collectives
+      )
       const gathered = yield* executable.run(runner.held.map((h) => h.buffer))
       const arrays = yield* Effect.forEach(gathered, (b) =>
         Effect.map(backend.read(b), (bytes) => Host.fromBytes(b.type.axes, b.type.dtype, bytes))

@@ -38,7 +38,7 @@ export const describe = ({ by, kind, operands, shift }: Operation): string => {
   return `${kind}${more} of ${operands.map(({ count, dtype }) => `${count} ${dtype}`).join(", ")}`
 }
 
-/** A message from one rank to another. Messages of one pair and tag arrive in order. */
+/** A message from one rank to another. Messages of one pair and tag arrive in order, and are received in the order in which they are sent. */
 export interface Message {
   readonly peer: number
   readonly tag: string
@@ -52,19 +52,20 @@ export interface CollectivesService {
   /**
    * Begins in the order of the calls, which is the same on all ranks along the mesh axis; ends when `receive` holds the result. `send` must not change
    * before. Of allReduce and permute both may be the same memory. Fails with `CollectiveError` when a rank is lost, does not come, or brings something else.
+   * Interruption ends it for all: nothing writes to the memory any more once it has ended, and the others fail with `RankLost`.
    */
   readonly run: (
     operation: Operation,
     send: ReadonlyArray<Span>,
     receive: ReadonlyArray<Span>
   ) => Effect.Effect<void, CollectiveError>
-  /** Ends when the spans may be overwritten. */
+  /** Ends when the spans may be overwritten, whether or not the peer receives by then: stages of a pipeline send to each other at once. */
   readonly send: (message: Message, spans: ReadonlyArray<Span>) => Effect.Effect<void, CollectiveError>
   readonly receive: (message: Message, spans: ReadonlyArray<Span>) => Effect.Effect<void, CollectiveError>
   /** Ends when every rank of the mesh has come. */
   readonly barrier: Effect.Effect<void, CollectiveError>
-  /** Whether any rank of the mesh brings true: all come, all hear the same. */
-  readonly any: (flag: boolean) => Effect.Effect<boolean, CollectiveError>
+  /** Whether any rank of the mesh brings true: all come, with the same word where there is one, and all hear the same. */
+  readonly any: (flag: boolean, word?: string) => Effect.Effect<boolean, CollectiveError>
   /** Ends when every rank of the mesh has come with the same word, such as the hash of its program; else fails with `Disagreement` on all of them. */
   readonly agree: (about: string, word: string) => Effect.Effect<void, CollectiveError>
 }
@@ -90,7 +91,7 @@ export const single: CollectivesService = {
   send: ({ line, peer }) => alone(`send to rank ${peer}`, line),
   receive: ({ line, peer }) => alone(`receive from rank ${peer}`, line),
   barrier: Effect.void,
-  any: Effect.succeed,
+  any: (flag) => Effect.succeed(flag),
   agree: () => Effect.void
 }
 
