@@ -259,6 +259,13 @@ const renamed = (held: Lowered["held"], now: ReadonlyMap<AnyTensor, AnyTensor>):
     )
   )
 
+/** The same with collectives of one kind in common. */
+export const together = (lowered: Lowered, strategy: Strategy): Lowered => {
+  const now = new Map<AnyTensor, AnyTensor>()
+  const body = bucket(lowered.body, strategy.bucketBytes, (before, after) => now.set(before, after))
+  return { ...lowered, body, held: renamed(lowered.held, now) }
+}
+
 /** The program of one rank, inputs and outputs in the layouts of their names. Fails where an axis does not divide or a rule is missing. */
 export const partition = <I, O>(
   program: Program.Program<I, O>,
@@ -269,9 +276,8 @@ export const partition = <I, O>(
     try: () => {
       const lowered = lower(program, strategy, options)
       settled(program, lowered)
-      const now = new Map<AnyTensor, AnyTensor>()
-      const body = bucket(lowered.body, strategy.bucketBytes, (before, after) => now.set(before, after))
-      return { ...lowered, body, held: renamed(lowered.held, now), program: Program.withBody(program, body) }
+      const travelling = together(lowered, strategy)
+      return { ...travelling, program: Program.withBody(program, travelling.body) }
     },
     catch: (error) => {
       if (error instanceof PartitionError || error instanceof ProgramError) return error

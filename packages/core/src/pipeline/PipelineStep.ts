@@ -13,8 +13,8 @@ import type { AnyTensor, Body, Tensor, TensorType } from "../Node.ts"
 import { input } from "../Node.ts"
 import { kindOf } from "../DType.ts"
 import * as Optimizer from "../Optimizer.ts"
-import type { Lowered } from "../Partition.ts"
-import { lateLayout, lower } from "../Partition.ts"
+import type { Lowered, Options } from "../Partition.ts"
+import { lateLayout, lower, together } from "../Partition.ts"
 import * as Precision from "../Precision.ts"
 import { cast, zeros } from "../primitives/algebra.ts"
 import { place } from "../primitives/emit.ts"
@@ -60,6 +60,8 @@ export interface PipelineStep {
   readonly ticks: Ticks
   readonly stages: number
   readonly microbatches: number
+  /** Gathers of parameters that are under way before their turn. */
+  readonly prefetch: number
   /** The mesh of one stage. */
   readonly inner: Mesh.Mesh
   readonly mesh: Mesh.Mesh
@@ -155,6 +157,7 @@ export const build = <P extends Module.ParamTree, B extends BatchTypes>(
     ticks: Schedules.of(pipeline.schedule, { stages, microbatches: strategy.microbatches, virtualStages }),
     stages,
     microbatches: strategy.microbatches,
+    prefetch: strategy.fsdp?.prefetch ?? 0,
     inner: inner.mesh,
     mesh: strategy.mesh,
     chunks: steps,
@@ -274,9 +277,13 @@ const gradientLayouts = (step: ChunkStep): ReadonlyArray<readonly [index: number
   return step.gradients.map((g, i) => [g.index, step.backward.outputLayouts[skipped + i]!])
 }
 
+/** Collectives of one kind travel together, as in a step without stages. */
+const lowered = (body: Body, strategy: Strategy, options: Options): Lowered =>
+  together(lower(body, strategy, options), strategy)
+
 const lowerChunk = (chunk: Chunk, parts: Parts, inner: Strategy, home: (index: number) => boolean): ChunkStep => {
   const { differentiable, gradients, kept, last, outputs } = parts
-  const forward = lower(parts.forward, inner, {
+  const forward = lowered(parts.forward, inner, {
     padded: true,
     outputs: (i, x, scope) => (i < outputs && !last ? scope.home(x) : lateLayout(x, scope))
   })
@@ -287,7 +294,7 @@ const lowerChunk = (chunk: Chunk, parts: Parts, inner: Strategy, home: (index: n
     return Layouts.named(x.type, x.role, inner, { padded: true })
   })
   const skipped = differentiable.filter(Boolean).length
-  const backward = lower(parts.backward, inner, {
+  const backward = lowered(parts.backward, inner, {
     padded: true,
     inputs,
     outputs: (i, x, scope) =>
@@ -356,9 +363,9 @@ const updateOf = (given: UpdateGiven) => {
       return [gradients[i]!, over(split ? "split:layers" : "sum", found.get(leaf) ?? none)] as const
     })
   ])
-  const lowered = lower(program, outer, {
+  const onMesh = lowered(program, outer, {
     padded: true,
     inputs: program.inputs.map((x) => layouts.get(x) ?? Layouts.named(x.type, x.role, outer, { padded: true }))
   })
-  return { program: program as Program.Program, lowered }
+  return { program: program as Program.Program, lowered: onMesh }
 }

@@ -40,6 +40,7 @@ export interface StageNeeds {
 
 export const of = (step: PipelineStep, stage: number): StageNeeds => {
   const batch = batchParts(step)
+  const { prefetch } = step
   const dealt = batch.map(({ local }) => step.microbatches > 1 && Axis.has(local.axes, "batch"))
   const cut = batch.flatMap(({ local }, i) => (dealt[i] ? [input(local)] : []))
   const parts = cut.flatMap((x) =>
@@ -51,15 +52,18 @@ export const of = (step: PipelineStep, stage: number): StageNeeds => {
       const residuals = outputs.flatMap((s, k) => (s.kind === "residual" ? [k] : []))
       return {
         programs,
-        forward: { program, options: { donated: accumulated(programs.forward), bound: residuals } },
-        backward: { program: programs.backward.program, options: { donated: accumulated(programs.backward) } },
+        forward: { program, options: { donated: accumulated(programs.forward), bound: residuals, prefetch } },
+        backward: {
+          program: programs.backward.program,
+          options: { donated: accumulated(programs.backward), prefetch }
+        },
         residuals: residuals.map((k) => program.outputs[k]!.type),
         alive: mostAlive(step.ticks[stage]!, i)
       }
     }),
     update: {
       program: Program.withBody(step.updateProgram, step.update.body),
-      options: { donated: step.storage.physical.map((_, i) => [i, i] as const) }
+      options: { donated: step.storage.physical.map((_, i) => [i, i] as const), prefetch }
     },
     deal: { program: Program.make(cut, parts) as Program.Program, options: {} },
     dealt,

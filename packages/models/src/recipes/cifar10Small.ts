@@ -19,6 +19,7 @@ export const cifar10Small = {
     layers: 6,
     classTokens: 0,
     positions: "sinCos2d",
+    positionTemperature: 20,
     pooling: "meanPatches"
   },
   data: {
@@ -30,7 +31,7 @@ export const cifar10Small = {
   },
   batchSize: 64,
   epochs: 25,
-  optimizer: { name: "adamw", learningRate: 1e-3, weightDecay: 0.05 },
+  optimizer: { name: "adamw", learningRate: 5e-4, weightDecay: 0.05 },
   schedule: { name: "cosine", warmup: 1000 },
   precision: "bf16",
   labelSmoothing: 0.1,
