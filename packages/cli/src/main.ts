@@ -228,6 +228,39 @@ const launch = Command.make(
   ])
 )
 
+const plan = Command.make(
+  "plan",
+  {
+    recipe,
+    set,
+    ...machine,
+    devices: Flag.String("devices").pipe(about("how many of which device, such as 32xA100-80G")),
+    mesh: Flag.String("mesh").pipe(
+      Flag.optional,
+      about("ranks by mesh axis; the devices share the batch unless given")
+    ),
+    strategy: Flag.String("strategy").pipe(Flag.optional, about("how ranks share the work, such as fsdp")),
+    search: Flag.Boolean("search").pipe(Flag.withDefault(false), about("tries meshes and strategies, fastest first")),
+    samples: Flag.Int("samples").pipe(Flag.optional, about("samples of an epoch, for its time")),
+    picture: Flag.String("picture").pipe(Flag.optional, about("writes memory and one step as an HTML file")),
+    json
+  },
+  (input) =>
+    Effect.flatMap(
+      load(() => import("./commands/plan.ts")),
+      (m) => m.plan(given(input))
+    )
+).pipe(
+  Command.withDescription("Whether a recipe fits on a cluster and how fast it would be; nothing is run"),
+  Command.withExamples([
+    {
+      command: "tessera plan vit-g14-rosetta --devices 32xA100-80G --set microbatches=8 --picture plan.html",
+      description: "memory, step time, speed"
+    },
+    { command: "tessera plan vit-g14-rosetta --devices 32xA100-80G --search", description: "which mesh is fastest" }
+  ])
+)
+
 const models = Command.make("models", { json }, (input) =>
   Effect.flatMap(
     load(() => import("./commands/models.ts")),
@@ -247,7 +280,7 @@ const tessera = Command.make("tessera").pipe(
   Command.withExamples([
     { command: "tessera quickstart", description: "train on MNIST, evaluate, see what to do next" }
   ]),
-  Command.withSubcommands([quickstart, train, launch, evaluate, predict, explain, models, doctor])
+  Command.withSubcommands([quickstart, train, launch, evaluate, predict, explain, plan, models, doctor])
 )
 
 const argumentsGiven = process.argv.slice(2)

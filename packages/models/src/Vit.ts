@@ -120,7 +120,9 @@ const embed = (
     checkImage(config, image)
     const patches = Module.run(patchEmbed, "patchEmbed", p.patchEmbed, image, call)
     const waved =
-      config.positions === "sinCos2d" ? T.add(patches, Positions.sinCos2d(VitConfig.grid(config), hidden, config.positionTemperature)) : patches
+      config.positions === "sinCos2d"
+        ? T.add(patches, Positions.sinCos2d(VitConfig.grid(config), hidden, config.positionTemperature))
+        : patches
     const joined = join(p.classToken, waved, "patch")
     const placed = p.positions === undefined ? joined : T.add(joined, p.positions)
     const kept = call.train && config.dropPatch > 0 ? dropPatches(placed, config, call) : placed
