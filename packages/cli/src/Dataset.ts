@@ -132,15 +132,29 @@ export interface Training {
   readonly classes: ReadonlyArray<string> | null
 }
 
-/** The endless, shuffled, augmented stream of training batches. */
-export const training = (recipe: Recipe): Effect.Effect<Training, DataError, Augmenter | Scope.Scope> =>
+/** A rank's share of every batch. */
+export type Rows = { readonly index: number; readonly count: number }
+
+/** The training data of a recipe. */
+export const trainingSource = (recipe: Recipe) => open(recipe.data.train, "train")
+
+/**
+ * The endless, shuffled, augmented stream of training batches. Of several ranks each reads its own rows only, unless pictures are mixed with others of the
+ * batch, or bad ones are counted.
+ */
+export const training = (
+  recipe: Recipe,
+  source: Source.Source<Source.ImageSample>,
+  rows: Rows | null = null
+): Effect.Effect<Training, DataError, Augmenter> =>
   Effect.gen(function* () {
-    const source = yield* open(recipe.data.train, "train")
     const mix = mixOf(recipe)
+    const own = mix === undefined && recipe.data.onBadSample === "fail" ? rows : null
     const loader = yield* Loader.make({
       source,
       batchSize: recipe.batchSize,
       train: true,
+      ...(own === null ? {} : { rank: own }),
       pipeline: trainPipeline(recipe),
       seed: recipe.seed,
       onBadSample: recipe.data.onBadSample,
@@ -163,8 +177,9 @@ export const training = (recipe: Recipe): Effect.Effect<Training, DataError, Aug
               (cursor) =>
                 Stream.map(loader.batches(cursor), (batch) => ({
                   arrays: arraysOf(batch),
-                  samples: batch.size,
+                  samples: recipe.batchSize,
                   skipped: batch.skipped,
+                  rows: own === null ? "all" : "own",
                   epoch: epochOf(batch.cursor),
                   cursor: batch.cursor
                 }))

@@ -50,16 +50,14 @@ const loop = Effect.fnUntraced(function* ({ folder, json, recipe, resume }: Trai
   const several = Mesh.rankCount(ranks.mesh) > 1
   yield* ranks.agree("the version", `tessera ${tesseraVersion}, Node ${process.version}`)
   yield* ranks.agree("the configuration", hashOf(factsOf(recipe)))
-  const data = yield* Dataset.training(recipe)
+  const source = yield* Dataset.trainingSource(recipe)
   const test = recipe.data.test === null ? null : yield* Dataset.evaluation(recipe, { batchSize: evaluationBatch })
-  const classes = data.classes ?? test?.classes ?? null
-  yield* ranks.agree(
-    "the data",
-    hashOf([data.sampleCount, data.stepsPerEpoch, data.classes, test?.sampleCount ?? null])
-  )
+  const classes = source.classes ?? test?.classes ?? null
+  yield* ranks.agree("the data", hashOf([source.digest, source.count, source.classes]))
   if (isFirst) yield* note(`compiling the step of ${recipe.name} ...`)
   const training = yield* Trainer.make(Experiment.config(recipe, Dataset.isSoft(recipe)))
   yield* ranks.agree("the program", training.runner.digest)
+  const data = yield* Dataset.training(recipe, source, Trainer.rowsOf(training))
   const evaluator =
     test === null || !isFirst
       ? null

@@ -53,6 +53,26 @@ export interface DataBatch {
   readonly epoch: number
   /** The place after this batch: training that goes on from it sees the batch that would have followed. */
   readonly cursor: Schema.Json
+  /** "all", unless given: the arrays have the rows of all ranks. "own": those of this rank's part of the axis `batch`, see `rowsOf`. */
+  readonly rows?: "all" | "own"
+}
+
+/** Which of how many equal runs of a batch's rows this rank works on; null where its step does not cut batches into runs of rows. */
+export const rowsOf = ({ runner }: Training): { readonly index: number; readonly count: number } | null => {
+  const { mesh, rank } = runner.collectives
+  const axes = new Set<string>()
+  for (const { layout, local, type } of runner.batch) {
+    const whole = type.axes.find((a) => a.name === "batch")?.size
+    const own = local.axes.find((a) => a.name === "batch")?.size
+    const cut = [...layout].filter(([, placement]) => placement !== "whole")
+    if (cut.some(([, placement]) => placement !== "split:batch") || whole === undefined) return null
+    if (type.axes.some(({ name, size }) => name !== "batch" && local.axes.find((a) => a.name === name)?.size !== size))
+      return null
+    if (whole !== own) for (const [meshAxis] of cut) axes.add(meshAxis)
+  }
+  const [meshAxis, ...more] = [...axes]
+  if (meshAxis === undefined || more.length > 0) return null
+  return { index: Mesh.coordinate(mesh, rank, meshAxis), count: Mesh.countOf(mesh, meshAxis) }
 }
 
 /** Where batches come from. null is the beginning. */
@@ -281,9 +301,11 @@ export const steps = <E, R>(
         const slot = yield* Queue.take(free)
         for (const [i, leaf] of leaves.entries()) {
           const bytes = batch.arrays[leaf.name]
-          if (bytes === undefined || bytes.byteLength !== bytesOf(leaf.type))
-            return yield* mismatch(from.step, leaf.name, bytesOf(leaf.type), bytes)
-          yield* backend.write(slot.buffers[i]!, ownPart(bytes, leaf, mesh, rank))
+          const isOwn = batch.rows === "own"
+          const expected = bytesOf(isOwn ? leaf.local : leaf.type)
+          if (bytes === undefined || bytes.byteLength !== expected)
+            return yield* mismatch(from.step, leaf.name, expected, bytes)
+          yield* backend.write(slot.buffers[i]!, isOwn ? inOrder(bytes, leaf) : ownPart(bytes, leaf, mesh, rank))
         }
         return { slot, batch }
       })
@@ -324,11 +346,19 @@ const ahead = (collectives: CollectivesService, batch: DataBatch, stop: boolean)
   Mesh.rankCount(collectives.mesh) === 1 ? Effect.succeed(stop) : collectives.any(stop, `batch ${batchWord(batch)}`)
 
 /** By which ranks tell that they were given the same batch: its examples where it names them, else where the data stand. */
-const batchWord = ({ arrays, cursor }: DataBatch): string => {
-  const { examples } = arrays
+const batchWord = ({ arrays, cursor, rows }: DataBatch): string => {
+  // Of their own rows ranks have different ones.
+  const examples = rows === "own" ? undefined : arrays["examples"]
   let h = 0x811c9dc5
   for (const byte of examples ?? []) h = Math.imul(h ^ byte, 0x01000193)
   return `${JSON.stringify(cursor)} ${(h >>> 0).toString(16)}`
+}
+
+/** Own rows in the memory order of the step. */
+const inOrder = (bytes: Uint8Array, { local, type }: StepRunner.Part): Uint8Array => {
+  const given = type.axes.map((a) => local.axes.find((o) => o.name === a.name)!)
+  if (given.every((a, i) => a === local.axes[i])) return bytes
+  return Host.toBytes(Host.reorder(Host.fromBytes(given, local.dtype, bytes), local.axes))
 }
 
 /** Of a whole batch what this rank works on. */
