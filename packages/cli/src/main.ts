@@ -261,6 +261,37 @@ const plan = Command.make(
   ])
 )
 
+const checkpointPath = Argument.String("path").pipe(
+  Argument.withDescription("a run folder (its newest checkpoint), or one step-N folder")
+)
+const target = Argument.String("to").pipe(Argument.withDescription("an empty folder for the new checkpoint"))
+const loadCheckpoint = load(() => import("./commands/checkpoint.ts"))
+
+const checkpoint = Command.make("checkpoint").pipe(
+  Command.withDescription("Checkpoints: what they hold, whether they are sound, in other parts"),
+  Command.withSubcommands([
+    Command.make("inspect", { path: checkpointPath, json }, (input) =>
+      Effect.flatMap(loadCheckpoint, (m) => m.inspect(input))
+    ).pipe(Command.withDescription("What a checkpoint holds, from its manifest")),
+    Command.make("verify", { path: checkpointPath, json }, (input) =>
+      Effect.flatMap(loadCheckpoint, (m) => m.verify(input))
+    ).pipe(Command.withDescription("Reads every byte and compares it with the manifest")),
+    Command.make(
+      "reshard",
+      {
+        path: checkpointPath,
+        to: target,
+        parts: Flag.Int("parts").pipe(about("files as so many ranks would write")),
+        json
+      },
+      (input) => Effect.flatMap(loadCheckpoint, (m) => m.reshard(input))
+    ).pipe(Command.withDescription("Writes a checkpoint again in another number of parts")),
+    Command.make("merge", { path: checkpointPath, to: target, json }, (input) =>
+      Effect.flatMap(loadCheckpoint, (m) => m.reshard({ ...input, parts: 1 }))
+    ).pipe(Command.withDescription("Writes the parts of a checkpoint as one"))
+  ])
+)
+
 const models = Command.make("models", { json }, (input) =>
   Effect.flatMap(
     load(() => import("./commands/models.ts")),
@@ -280,7 +311,7 @@ const tessera = Command.make("tessera").pipe(
   Command.withExamples([
     { command: "tessera quickstart", description: "train on MNIST, evaluate, see what to do next" }
   ]),
-  Command.withSubcommands([quickstart, train, launch, evaluate, predict, explain, plan, models, doctor])
+  Command.withSubcommands([quickstart, train, launch, evaluate, predict, explain, plan, checkpoint, models, doctor])
 )
 
 const argumentsGiven = process.argv.slice(2)

@@ -40,7 +40,11 @@ struct alignas(64) Desk {
   char detail[textBytes];
 };
 
+// Of this layout; ranks that were built otherwise, or count otherwise, must not meet.
+inline uint64_t markOf(int ranks) { return (uint64_t(0x7465737365726131) << 8 ^ sizeof(Post) << 8) + uint64_t(ranks); }
+
 struct Control {
+  std::atomic<uint64_t> mark;
   Desk desks[maxRanks];
   // Behind it: Post[ranks][maxGroups][slots], then Letter[ranks from][ranks to][slots].
 };

@@ -84,6 +84,9 @@ class Comm {
     if (memory == MAP_FAILED) return std::string("mapping ") + path_ + ": " + std::strerror(errno);
     mapped_ = memory, mappedBytes_ = bytes;
     control_ = reinterpret_cast<Control*>(static_cast<char*>(memory) + lockBytes);
+    uint64_t mark = 0;
+    if (!control_->mark.compare_exchange_strong(mark, markOf(ranks_)) && mark != markOf(ranks_))
+      return path_ + " belongs to other ranks: their number or their library is another";
     posts_ = reinterpret_cast<Post*>(control_ + 1);
     letters_ = reinterpret_cast<Letter*>(posts_ + size_t(ranks_) * maxGroups * slots);
     Desk& desk = mine();

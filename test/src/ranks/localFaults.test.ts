@@ -10,6 +10,11 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as LocalCollectives from "@tessera/cpu/LocalCollectives"
+import { mkdtemp, rm } from "node:fs/promises"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
 import { exits } from "./localRanks.ts"
 
 const mesh: Mesh.Mesh = [["data", 3]]
@@ -144,5 +149,32 @@ it.live("a place that is taken is refused", () =>
     assert.isTrue(
       found.some((exit) => Exit.isFailure(exit) && errorOf(exit).message.includes("another process is this rank"))
     )
+  })
+)
+
+it.live("ranks that count otherwise do not meet", () =>
+  Effect.gen(function* () {
+    const folder = yield* Effect.acquireRelease(
+      Effect.promise(() => mkdtemp(join(tmpdir(), "tessera-ranks-"))),
+      (path) => Effect.promise(() => rm(path, { recursive: true }))
+    )
+    const join2 = (rank: number, count: number) =>
+      Effect.exit(
+        Effect.scoped(
+          Layer.build(
+            LocalCollectives.layer({
+              control: join(folder, "control"),
+              rank,
+              mesh: [["data", count]],
+              timeout: "300 millis"
+            })
+          )
+        )
+      )
+    const [first, second] = yield* Effect.all([join2(0, 2), Effect.delay(join2(1, 3), "50 millis")], {
+      concurrency: 2
+    })
+    assert.strictEqual(errorOf(first!).reason, "Timeout")
+    assert.include(errorOf(second!).message, "belongs to other ranks")
   })
 )
