@@ -41,11 +41,6 @@ it("is inspected, verified, cut into parts and merged again to the bit", { timeo
   for (const name of readdirSync(original).filter((n) => n.endsWith(".safetensors")))
     assert.deepStrictEqual(readFileSync(join(only(merged), name)), readFileSync(join(original, name)), name)
 
-  // A model is loaded from any number of parts.
-  const evaluate = (path: string) => JSON.parse(tessera("evaluate", path, "--data", "mnist", "--json").out) as unknown
-  const [whole, inParts] = [evaluate(original), evaluate(only(parts))] as ReadonlyArray<Record<string, unknown>>
-  assert.deepStrictEqual([inParts!["accuracy"], inParts!["loss"]], [whole!["accuracy"], whole!["loss"]])
-
   const file = join(
     only(parts),
     readdirSync(only(parts)).find((n) => n.endsWith(".safetensors"))!
@@ -55,7 +50,7 @@ it("is inspected, verified, cut into parts and merged again to the bit", { timeo
   writeFileSync(file, bytes)
   const broken = tessera("checkpoint", "verify", parts)
   assert.strictEqual(broken.code, 2)
-  assert.match(broken.err, /ChecksumMismatch|checksum|hash/i)
+  assert.match(broken.err, /is damaged: its sha256 is/)
 })
 
 it("says what is wrong with what was asked", { timeout: 120_000 }, () => {
