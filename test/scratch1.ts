@@ -16,7 +16,9 @@ const sizes = { ...Object.fromEntries(Object.entries(subject.sizes).map(([n, v])
 const experiment = subject.make(sizes)
 const optimizer = Optimizer.make(adamw({ epsilon: 1e-2 }), { decay: 0.1, clip: { maxNorm: 0.5, formula: "optax" } })
 const values = Subjects.draw(experiment, optimizer, 11)
-const rate = 0.004, seed = 11, steps = 3
+const rate = 0.004,
+  seed = 11,
+  steps = 3
 const config = { ...experiment, optimizer }
 const one = Result.getOrThrow(Simulate.step({ ...config, strategy: Strategy.single }))
 let held: ReadonlyArray<Host.HostArray> = [...values.parameters, ...values.state]
@@ -26,11 +28,28 @@ const truth = Array.from({ length: steps }, (_, k) => {
   return outputs
 })
 console.log("params", values.parameters.length, "state", values.state.length)
-for (const [name, s] of [["single", {}], ["seq", alone["sequence parallel"]!]] as const) {
-  const found = await Effect.runPromise(trainOnRanks({ ...config, strategy: name === "single" ? Strategy.single : Strategy.make(s as never) }, values, { steps, rate, seed }).pipe(Effect.provide(CpuBackend.layerWith({ threads: 1, memory: "guarded" }))) as never) as any
+for (const [name, s] of [
+  ["single", {}],
+  ["seq", alone["sequence parallel"]!]
+] as const) {
+  const found = (await Effect.runPromise(
+    trainOnRanks({ ...config, strategy: name === "single" ? Strategy.single : Strategy.make(s as never) }, values, {
+      steps,
+      rate,
+      seed
+    }).pipe(Effect.provide(CpuBackend.layerWith({ threads: 1, memory: "guarded" }))) as never
+  )) as any
   for (const [k, f] of found.entries()) {
     const all = [...f.arrays, ...Object.values(f.metrics).map((v: any) => Host.scalar(v))]
-    const gaps = all.map((x: any, i: number) => [i, relative(x, truth[k]![i]!), Math.max(...[...truth[k]![i]!.data].map(Math.abs))]).sort((a: any, b: any) => b[1] - a[1]).slice(0, 6)
-    console.log(name, k + 1, gaps.map((g: any) => `${g[0]}:${g[1].toExponential(1)}/${g[2].toFixed(2)}`).join("  "), Object.keys(f.metrics))
+    const gaps = all
+      .map((x: any, i: number) => [i, relative(x, truth[k]![i]!), Math.max(...[...truth[k]![i]!.data].map(Math.abs))])
+      .sort((a: any, b: any) => b[1] - a[1])
+      .slice(0, 6)
+    console.log(
+      name,
+      k + 1,
+      gaps.map((g: any) => `${g[0]}:${g[1].toExponential(1)}/${g[2].toFixed(2)}`).join("  "),
+      Object.keys(f.metrics)
+    )
   }
 }

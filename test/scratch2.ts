@@ -16,7 +16,9 @@ const sizes = { ...Object.fromEntries(Object.entries(subject.sizes).map(([n, v])
 const experiment = subject.make(sizes)
 const optimizer = Optimizer.make(adamw({ epsilon: 1e-2 }), { decay: 0.1, clip: { maxNorm: 0.5, formula: "optax" } })
 const values = Subjects.draw(experiment, optimizer, 11)
-const rate = 0.004, seed = 11, steps = 3
+const rate = 0.004,
+  seed = 11,
+  steps = 3
 const config = { ...experiment, optimizer }
 const one = Result.getOrThrow(Simulate.step({ ...config, strategy: Strategy.single }))
 let held: ReadonlyArray<Host.HostArray> = [...values.parameters, ...values.state]
@@ -28,11 +30,26 @@ const truth = Array.from({ length: steps }, (_, k) => {
 
 for (const q of [1, 2, 3, 4]) {
   let x = q * 7919
-  const coin = () => { x = (x * 1103515245 + 12345) % 2147483648; return x / 1073741824 - 1 }
-  let h: ReadonlyArray<Host.HostArray> = [...values.parameters, ...values.state].map((a) => ({ ...a, data: a.data.map((v) => v * (1 + Math.sign(coin()) * 2 ** -23)) }))
+  const coin = () => {
+    x = (x * 1103515245 + 12345) % 2147483648
+    return x / 1073741824 - 1
+  }
+  let h: ReadonlyArray<Host.HostArray> = [...values.parameters, ...values.state].map((a) => ({
+    ...a,
+    data: a.data.map((v) => v * (1 + Math.sign(coin()) * 2 ** -23))
+  }))
   for (let k = 0; k < 3; k++) {
     const { outputs } = one.run([...h, ...values.batch, ...Subjects.scalars(k + 1, rate, seed)])
     h = outputs.slice(0, h.length)
-    console.log(q, k + 1, outputs.map((o, i) => [i, relative(o, truth[k]![i]!)] as const).sort((a, b) => b[1] - a[1]).slice(0, 3).map(([i, d]) => `${i}:${d.toExponential(1)}`).join(" "))
+    console.log(
+      q,
+      k + 1,
+      outputs
+        .map((o, i) => [i, relative(o, truth[k]![i]!)] as const)
+        .sort((a, b) => b[1] - a[1])
+        .slice(0, 3)
+        .map(([i, d]) => `${i}:${d.toExponential(1)}`)
+        .join(" ")
+    )
   }
 }

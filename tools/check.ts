@@ -43,9 +43,14 @@ const inspections: ReadonlyArray<Station> = [
   { name: "house rules", command: node("tools/rules.ts"), counts: /^\d+ files, .*$/m }
 ]
 const testCounts = /(?<=^\s+Tests\s+)\S.*$/m
+/** Proofs of minutes, over many strategies and ranks: `pnpm test` runs them as well. */
+const heavy = ["strategy", "ranks", "kit", "memory", "planner", "cli/launch.test.ts"].flatMap((name) => [
+  "--exclude",
+  name.endsWith(".ts") ? `test/src/${name}` : `test/src/${name}/**`
+])
 // The tests build the packages too, so they wait for the compiler; vitest brings its own two workers.
 const tests: ReadonlyArray<Station> = [
-  { name: "tests", command: ["vitest", "run", "--exclude", "test/src/docs/**"], counts: testCounts },
+  { name: "tests", command: ["vitest", "run", "--exclude", "test/src/docs/**", ...heavy], counts: testCounts },
   {
     name: "documentation",
     command: ["vitest", "run", "--reporter", "verbose", "test/src/docs"],

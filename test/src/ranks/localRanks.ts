@@ -1,5 +1,6 @@
 /** Ranks over shared memory, for tests all in this process: each joins by itself, and reads the others as processes would. */
 import type { CollectiveError, CompileError } from "@tessera/core/Errors"
+import * as SimulatedCollectives from "@tessera/core/layers/SimulatedCollectives"
 import * as Mesh from "@tessera/core/Mesh"
 import * as LocalCollectives from "@tessera/cpu/LocalCollectives"
 import * as Effect from "effect/Effect"
@@ -43,3 +44,9 @@ export const all = <A, E, R>(
   effect: (rank: number) => Effect.Effect<A, E, R>
 ): Effect.Effect<ReadonlyArray<A>, Failures<E>, R> =>
   Effect.flatMap(exits(mesh, effect), (found) => Effect.forEach(found, (exit) => exit))
+
+/** Ranks that meet in JavaScript, with memory watched while it is sent and received. */
+export const simulated = <A, E, R>(
+  mesh: Mesh.Mesh,
+  effect: (rank: number) => Effect.Effect<A, E, R>
+): Effect.Effect<ReadonlyArray<A>, E, R> => SimulatedCollectives.all(mesh, effect, { strict: true })

@@ -1,6 +1,5 @@
 /** Runs the program of one rank on every rank of a mesh at once, each with native kernels and operands right before inaccessible pages. */
 import * as Host from "@tessera/core/HostArray"
-import * as SimulatedCollectives from "@tessera/core/layers/SimulatedCollectives"
 import type * as Mesh from "@tessera/core/Mesh"
 import type { Body, Lockstep } from "@tessera/core/Node"
 import * as Program from "@tessera/core/Program"
@@ -26,7 +25,7 @@ export interface OnRanks {
 export type Kind = "simulated" | "local"
 
 export const onRanks = (kind: Kind, options: CpuBackend.CpuOptions = {}): OnRanks => {
-  const all = kind === "simulated" ? SimulatedCollectives.all : LocalRanks.all
+  const all = kind === "simulated" ? LocalRanks.simulated : LocalRanks.all
   const runtime = ManagedRuntime.make(CpuBackend.layerWith({ threads: 2, memory: "guarded", ...options }))
   const one = (body: Body, inputs: ReadonlyArray<Host.HostArray>, compile: CompileOptions) =>
     Effect.scoped(

@@ -1,6 +1,5 @@
 /** Training steps on simulated ranks with native kernels: whole arrays in, whole arrays out, as `Simulate` gives them. */
 import * as Host from "@tessera/core/HostArray"
-import * as SimulatedCollectives from "@tessera/core/layers/SimulatedCollectives"
 import type * as Module from "@tessera/core/Module"
 import * as StepRunner from "@tessera/core/runner/StepRunner"
 import { Backend } from "@tessera/core/services/Backend"
@@ -28,7 +27,7 @@ export const trainOnRanks = <P extends Module.ParamTree, const B extends Step.Ba
 ) =>
   Effect.gen(function* () {
     const { strategy = Strategy.single } = config
-    const all = kind === "simulated" ? SimulatedCollectives.all : LocalRanks.all
+    const all = kind === "simulated" ? LocalRanks.simulated : LocalRanks.all
     const ranks: ReadonlyArray<Rank> = yield* all(strategy.mesh, () => Effect.scoped(oneRank(config, values, options)))
     const first = ranks[0]!
     return Array.from({ length: options.steps }, (_, k): Stepped => {

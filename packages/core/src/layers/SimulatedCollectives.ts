@@ -31,6 +31,11 @@ export interface Options {
   /** How long a rank waits for the others; 10 seconds unless given. */
   readonly timeout?: Duration.Input
   readonly faults?: ReadonlyArray<Fault>
+  /**
+   * Spoils what is received until it is there, and dies of memory that changes while it is sent: what is right only because ranks of one process take
+   * turns is found. False unless given.
+   */
+  readonly strict?: boolean
 }
 
 interface Arrival {
@@ -39,6 +44,8 @@ interface Arrival {
   readonly what: string
   readonly line: string
   readonly send: ReadonlyArray<Uint8Array>
+  /** Where `send` was read. */
+  readonly sent: ReadonlyArray<Span>
   readonly receive: ReadonlyArray<Span>
 }
 
@@ -61,6 +68,7 @@ interface Cluster {
   readonly mesh: Mesh.Mesh
   readonly timeout: Duration.Duration
   readonly faults: ReadonlyArray<Fault>
+  readonly strict: boolean
   readonly meetings: Map<string, Meeting>
   readonly lost: Map<number, string>
   /** Ranks that stall, and what they wait for: the end of the others. */
@@ -79,6 +87,7 @@ export const ranks = <A, E, R>(
       mesh,
       timeout: Duration.fromInputUnsafe(options.timeout ?? "10 seconds"),
       faults: options.faults ?? [],
+      strict: options.strict ?? false,
       meetings: new Map(),
       lost: new Map(),
       stalled: new Set(),
@@ -166,8 +175,10 @@ const serviceOf = (cluster: Cluster, rank: number): CollectivesService => {
         what,
         line: part.line,
         send: part.send.map((s) => s.read()),
+        sent: part.send,
         receive: part.receive
       }
+      if (cluster.strict) spoil(part)
       return Effect.mapError(
         attend(cluster, next(part.key), arrival, part),
         (failure) => new CollectiveError({ ...failure, rank, collective: part.collective, line: part.line })
@@ -263,7 +274,10 @@ const attend = (cluster: Cluster, key: string, arrival: Arrival, part: Part): Ef
       cluster.meetings.delete(key)
       const arrivals = expected.map((r) => meeting.arrived.get(r)!)
       const odd = disagreement(arrivals, part.line === "" ? "Disagreement" : "ShapeDisagreement")
-      if (odd === null) part.exchange(arrivals)
+      if (odd === null) {
+        if (cluster.strict) for (const a of arrivals) unchanged(a, part)
+        part.exchange(arrivals)
+      }
       Deferred.doneUnsafe(meeting.done, odd === null ? Exit.void : Exit.fail(odd))
     }
     if (!part.waits && !Deferred.isDoneUnsafe(meeting.done)) return Effect.void
@@ -277,6 +291,22 @@ const attend = (cluster: Cluster, key: string, arrival: Arrival, part: Part): Ef
       Effect.onInterrupt(() => lose(cluster, arrival.rank, "was interrupted", meeting))
     )
   })
+
+/** Whoever reads a result before it is there reads what no program makes. Memory that is also sent stays. */
+const spoil = ({ receive, send }: Part): void => {
+  for (const r of receive) if (!send.some((s) => s.address === r.address)) r.write(new Uint8Array(r.bytes).fill(0xff))
+}
+
+const unchanged = ({ rank, send, sent }: Arrival, part: Part): void => {
+  const { collective, line } = part
+  // Messages were copied when they were sent: their receiver sends nothing.
+  if (part.send.length === 0) return
+  for (const [i, span] of sent.entries()) {
+    const now = span.read()
+    if (now.length === send[i]!.length && now.every((byte, k) => byte === send[i]![k])) continue
+    throw new Error(`${collective}: rank ${rank} changed tensor ${i} while it was sent (${line})`)
+  }
+}
 
 /** Who brings something else than most do. */
 const disagreement = (arrivals: ReadonlyArray<Arrival>, reason: Failure["reason"]): Failure | null => {
