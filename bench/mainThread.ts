@@ -32,7 +32,7 @@ const percent = (share: number) => `${(100 * share).toFixed(2)} %`
 /** Trains on batches of a source, or on the first batch again and again, and says where the main thread's time went. */
 const share = Effect.fnUntraced(function* (once: boolean) {
   const { recipe } = yield* RecipeSource.load(values.recipe, { set: values.set })
-  const source = yield* Dataset.training(recipe, yield* Dataset.trainingSource(recipe))
+  const source = yield* Dataset.training(recipe)
   const training = yield* Trainer.make(Experiment.config(recipe, Dataset.isSoft(recipe)))
   yield* Trainer.initialise(training, recipe.seed)
   const first: ReadonlyArray<Trainer.DataBatch> = once

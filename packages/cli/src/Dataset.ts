@@ -139,15 +139,16 @@ export type Rows = { readonly index: number; readonly count: number }
 export const trainingSource = (recipe: Recipe) => open(recipe.data.train, "train")
 
 /**
- * The endless, shuffled, augmented stream of training batches. Of several ranks each reads its own rows only, unless pictures are mixed with others of the
- * batch, or bad ones are counted.
+ * The endless, shuffled, augmented stream of training batches; `source` where the data are open already. Of several ranks each reads its own `rows` only,
+ * unless pictures are mixed with others of the batch, or bad ones are counted.
  */
 export const training = (
   recipe: Recipe,
-  source: Source.Source<Source.ImageSample>,
-  rows: Rows | null = null
-): Effect.Effect<Training, DataError, Augmenter> =>
+  options: { readonly source?: Source.Source<Source.ImageSample>; readonly rows?: Rows | null } = {}
+): Effect.Effect<Training, DataError, Augmenter | Scope.Scope> =>
   Effect.gen(function* () {
+    const { rows = null } = options
+    const source = options.source ?? (yield* trainingSource(recipe))
     const mix = mixOf(recipe)
     const own = mix === undefined && recipe.data.onBadSample === "fail" ? rows : null
     const loader = yield* Loader.make({

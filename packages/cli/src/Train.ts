@@ -57,7 +57,7 @@ const loop = Effect.fnUntraced(function* ({ folder, json, recipe, resume }: Trai
   if (isFirst) yield* note(`compiling the step of ${recipe.name} ...`)
   const training = yield* Trainer.make(Experiment.config(recipe, Dataset.isSoft(recipe)))
   yield* ranks.agree("the program", training.runner.digest)
-  const data = yield* Dataset.training(recipe, source, Trainer.rowsOf(training))
+  const data = yield* Dataset.training(recipe, { source, rows: Trainer.rowsOf(training) })
   const evaluator =
     test === null || !isFirst
       ? null

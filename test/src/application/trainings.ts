@@ -89,7 +89,7 @@ export const recipe = <E, R>(options: {
 }) =>
   Effect.gen(function* () {
     const { recipe: found } = yield* RecipeSource.load(options.name, { set: options.set })
-    const source = yield* Dataset.training(found, yield* Dataset.trainingSource(found))
+    const source = yield* Dataset.training(found)
     const training = yield* Trainer.make(Experiment.config(found, Dataset.isSoft(found)))
     yield* Trainer.initialise(training, found.seed)
     const { run, totalSteps } = options

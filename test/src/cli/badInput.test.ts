@@ -116,7 +116,7 @@ describe("recipes and settings that cannot be", () => {
     ],
     [
       "a mesh for more ranks than there are",
-      ["the strategy is for data=2, the ranks are one device", "start 2 ranks"],
+      ["the recipe is for 2 ranks (data=2), this is one process", "tessera launch --ranks 2"],
       ["train", "mnist", "--set", "strategy.mesh.data=2", "--run", join(folder, "ranks")]
     ],
     ["an assignment without a value", ["--set", "is no assignment"], ["explain", "mnist", "--set", "epochs"]],

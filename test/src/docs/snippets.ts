@@ -225,12 +225,18 @@ const pnpmCommands = new Set([
 ])
 
 const tesseraProblem = (args: ReadonlyArray<string>): string | null => {
+  // What follows -- is the command of every rank.
+  const inner = args.indexOf("--")
+  if (inner >= 0) return tesseraProblem(args.slice(0, inner)) ?? tesseraProblem(args.slice(inner + 1))
   const name = args[0] === undefined || args[0].startsWith("-") ? null : args[0]
   const global = help()
   if (!global.ok) return `"tessera --help" fails: ${global.text}`
   if (name !== null && !new RegExp(`^\\s+${literal(name)}\\b`, "m").test(global.text))
     return `tessera has no command "${name}"`
-  const own = name === null ? global : help(name)
+  const above = name === null ? global : help(name)
+  const [, sub = "-"] = args
+  const nested = name !== null && !sub.startsWith("-") && new RegExp(`^\\s+${literal(sub)}\\s{2}`, "m").test(above.text)
+  const own = nested ? help(name, sub) : above
   if (!own.ok) return `"tessera ${name} --help" fails: ${own.text}`
   for (const word of args) {
     const flag = /^(--?[A-Za-z][\w-]*)/.exec(word)?.[1]

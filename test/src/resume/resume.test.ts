@@ -62,7 +62,7 @@ const part = Effect.fnUntraced(function* (recipe: ReturnType<typeof recipeOf>, u
   const backend = yield* Backend
   const store = yield* CheckpointStore
   const training = yield* Trainer.make(Experiment.config(recipe, Dataset.isSoft(recipe)))
-  const { data } = yield* Dataset.training(recipe, yield* Dataset.trainingSource(recipe))
+  const { data } = yield* Dataset.training(recipe)
   if ((yield* store.list).length === 0) yield* Trainer.initialise(training, recipe.seed)
   else yield* Trainer.restore(training, yield* store.open("latest"))
   const schedule = Experiment.schedule(recipe, stepCount)
