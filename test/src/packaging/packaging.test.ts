@@ -111,7 +111,15 @@ beforeAll(async () => {
       `file:${join(tarballs, file)}`
     ])
   )
-  await writeFile(join(folder, "app/package.json"), JSON.stringify({ private: true, type: "module", dependencies }))
+  await writeFile(
+    join(folder, "app/package.json"),
+    JSON.stringify({
+      private: true,
+      type: "module",
+      // Who uses the testing kit brings fast-check.
+      dependencies: { ...dependencies, "fast-check": "4.10.2" }
+    })
+  )
   await run(join(folder, "app"), "npm", "install", "--prefer-offline", "--no-audit", "--no-fund", "--loglevel=error")
 }, 180_000)
 
