@@ -170,7 +170,8 @@ it.each([
           if (problem !== null) throw new Error(`rank ${rank}, output ${i}: ${problem}\n${Program.print(body)}`)
         }
     }),
-    { numRuns }
+    // One of them reads an operand again while it is being summed over the ranks.
+    { numRuns, examples: [[942_393], [32_863]] }
   )
 })
 

@@ -112,6 +112,12 @@ export const reuse = <P>(launches: ReadonlyArray<Launch<P>>, buffers: ReadonlyAr
   const waits = new Map<number, number>()
   launches.forEach((l, k) => l.kind === "wait" && waits.set(l.exchange.id, k))
   const endOf = (l: Launch<P>, k: number): number => (l.kind === "start" ? waits.get(l.exchange.id)! : k)
+  /** Whether anyone but the collective itself touches a buffer while it is under way: what stands over its operand comes to be bit by bit. */
+  const touchedMeanwhile = (from: number, k: number, end: number): boolean => {
+    for (let i = k + 1; i < end; i++)
+      for (const v of [...launches[i]!.reads, ...launches[i]!.writes]) if (root(v.buffer) === from) return true
+    return false
+  }
   const parent = new Map<number, number>()
   const root = (b: number): number => {
     let r = b
@@ -129,6 +135,7 @@ export const reuse = <P>(launches: ReadonlyArray<Launch<P>>, buffers: ReadonlyAr
         return (
           buffers[r.buffer]!.kind === "arena" &&
           lastUse.get(from) === end &&
+          !touchedMeanwhile(from, k, end) &&
           buffers[from]!.bytes === buffers[w.buffer]!.bytes &&
           sameStrides(r, w) &&
           // Every read of that buffer in this launch sees the element it is about to overwrite.
