@@ -14,11 +14,12 @@ import { mnist } from "@tessera/models/recipes/mnist"
 import * as Vit from "@tessera/models/Vit"
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
-import { basename, dirname, join } from "node:path"
+import { basename } from "node:path"
 import * as Experiment from "./Experiment.ts"
 import { UsageError } from "./Failure.ts"
 import * as Layers from "./Layers.ts"
 import type { Recipe } from "./Recipe.ts"
+import * as RunFolder from "./RunFolder.ts"
 
 export interface LoadedModel {
   /** Model, normalisation and class count are taken from it. */
@@ -40,18 +41,10 @@ export interface RunState {
 
 /** Opens a run folder (its newest checkpoint), a folder of checkpoints, or one checkpoint. */
 export const fromRun = Effect.fn("LoadedModel.fromRun")(function* (path: string) {
-  const fs = yield* FileSystem.FileSystem
-  const has = (...names: ReadonlyArray<string>) => fs.exists(join(path, ...names))
-  const single = yield* has("manifest.json")
-  const folder = single ? dirname(path) : (yield* has("checkpoints")) ? join(path, "checkpoints") : path
-  if (!(yield* fs.exists(path)))
-    return yield* new UsageError({
-      problem: `there is no run or checkpoint at ${path}`,
-      hint: "train one first: tessera quickstart"
-    })
+  const { folder, single } = yield* RunFolder.located(path)
   return yield* Effect.gen(function* () {
     const store = yield* CheckpointStore
-    const reader = yield* store.open(single ? { path } : "latest")
+    const reader = yield* store.open(single === null ? "latest" : { path: single })
     const state = reader.manifest.state as unknown as SavedState
     const run = state.run as unknown as RunState | null
     // A run resumed elsewhere has a resolved recipe: it is checked again.

@@ -2,7 +2,7 @@
 import type { FileCheckpointsOptions } from "@tessera/core/layers/FileCheckpoints"
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
-import { join } from "node:path"
+import { dirname, join } from "node:path"
 import { UsageError } from "./Failure.ts"
 import type { Recipe } from "./Recipe.ts"
 
@@ -51,6 +51,19 @@ export const prepare = Effect.fnUntraced(function* (folder: string, resume: bool
       )
     )
   return paths(folder)
+})
+
+/** Where the checkpoints of a path lie: of a run folder, of a folder of checkpoints, or that one checkpoint. */
+export const located = Effect.fnUntraced(function* (path: string) {
+  const fs = yield* FileSystem.FileSystem
+  if (!(yield* fs.exists(path)))
+    return yield* new UsageError({
+      problem: `there is no run or checkpoint at ${path}`,
+      hint: "train one first: tessera quickstart"
+    })
+  if (yield* fs.exists(join(path, "manifest.json"))) return { folder: dirname(path), single: path }
+  const inside = join(path, "checkpoints")
+  return { folder: (yield* fs.exists(inside)) ? inside : path, single: null }
 })
 
 /** `runs/mnist`, or `runs/mnist-2` and so on where that exists. */

@@ -72,3 +72,21 @@ export const setting = (
   if (text.startsWith("strategy=")) return strategies(text.slice("strategy=".length))
   return Result.map(assignment(text), (layer) => [layer])
 }
+
+export interface Flags {
+  readonly mesh?: string
+  readonly strategy?: string
+  readonly set: ReadonlyArray<string>
+}
+
+/** `--mesh`, `--strategy` and `--set` as layers; what is set wins. */
+export const layers = (
+  { mesh: given, set, strategy }: Flags,
+  assignment: (text: string) => Result.Result<Layer, RecipeError>
+): Result.Result<ReadonlyArray<Layer>, RecipeError> => {
+  const flags = [
+    ...(given === undefined ? [] : [`mesh=${given}`]),
+    ...(strategy === undefined ? [] : [`strategy=${strategy}`])
+  ]
+  return Result.map(Result.all([...flags, ...set].map((text) => setting(text, assignment))), (found) => found.flat())
+}

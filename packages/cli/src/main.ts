@@ -29,6 +29,17 @@ const backend = Flag.Literals("backend", ["cpu", "reference"]).pipe(
 const threads = Flag.Int("threads").pipe(Flag.optional, about("threads of the cpu backend; all cores unless given"))
 const machine = { backend, threads }
 
+const spread = {
+  mesh: Flag.String("mesh").pipe(
+    Flag.optional,
+    about("ranks by mesh axis, such as data=8,tensor=4 (stage, data, context, tensor)")
+  ),
+  strategy: Flag.String("strategy").pipe(
+    Flag.optional,
+    about("how they share the work, such as fsdp or zero1,sequence; see docs/parallelism.md")
+  )
+}
+
 /** Options that were not given are left out. */
 type Given<T> = { readonly [K in keyof T as T[K] extends Option.Option<unknown> ? never : K]: T[K] } & {
   readonly [K in keyof T as T[K] extends Option.Option<unknown> ? K : never]?: T[K] extends Option.Option<infer A>
@@ -159,14 +170,7 @@ const explain = Command.make(
     recipe,
     set,
     ...machine,
-    mesh: Flag.String("mesh").pipe(
-      Flag.optional,
-      about("ranks by mesh axis, such as data=8,tensor=4 (stage, data, context, tensor)")
-    ),
-    strategy: Flag.String("strategy").pipe(
-      Flag.optional,
-      about("how they share the work, such as fsdp or zero1,sequence; see docs/parallelism.md")
-    ),
+    ...spread,
     diff: Flag.String("diff").pipe(
       Flag.between(0, 1000),
       about("a setting of the configuration to compare with, such as strategy=zero1 or precision=bf16; may be repeated")

@@ -289,7 +289,7 @@ export const steps = <E, R>(
       const { batch: leaves, collectives } = training.runner
       const { mesh, rank } = collectives
       const { schedule, seed } = options
-      const plan = [from, seed, totalSteps, [from.step, totalSteps].map(schedule.at)]
+      const plan = [training.runner.digest, from, seed, totalSteps, [from.step, totalSteps].map(schedule.at)]
       yield* collectives.agree("the way ahead", Program.fingerprint(JSON.stringify(plan)))
       const free = yield* Queue.bounded<Slot>(slotCount)
       for (let i = 0; i < slotCount; i++) {

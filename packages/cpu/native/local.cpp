@@ -94,7 +94,7 @@ class Comm {
     desk.process = getpid(), desk.file = region().file;
     desk.state.store(joined, std::memory_order_release);
     worker_ = std::thread([this] { work(); });
-    ring(-1);
+    ringAll();
     return "";
   }
 
@@ -118,7 +118,7 @@ class Comm {
     if (desk.state.load() != joined) return;  // the first reason stays
     std::snprintf(desk.detail, textBytes, "%s", detail);
     desk.state.store(failed ? failedRank : ended, std::memory_order_release);
-    ring(-1);
+    ringAll();
   }
 
   void start(Op&& op) {
@@ -166,7 +166,7 @@ class Comm {
     for (int r : members)
       if (r != rank_) ringOne(r);
   }
-  void ring(int) {
+  void ringAll() {
     for (int r = 0; r < ranks_; r++)
       if (r != rank_) ringOne(r);
   }
@@ -332,7 +332,7 @@ class Comm {
 
   // Moves a collective on as far as it goes; true once it has ended.
   bool advance(Op& op) {
-    if (op.kind == sendMessage) return post_(op);
+    if (op.kind == sendMessage) return mail(op);
     if (op.kind == receiveMessage) return fetch(op);
     if (op.phase == 0) {
       // The place of the collective that many before may still be read.
@@ -369,7 +369,7 @@ class Comm {
     return finish(op, done, ""), true;
   }
 
-  bool post_(Op& op) {
+  bool mail(Op& op) {
     const uint64_t number = sent_[op.peer];
     Letter& l = letter(rank_, op.peer, number);
     if (number >= slots && l.full.load(std::memory_order_acquire)) return false;

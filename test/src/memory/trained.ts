@@ -11,8 +11,8 @@ import * as Stream from "effect/Stream"
 import { readFileSync } from "node:fs"
 import * as Trainings from "../application/trainings.ts"
 
-/** Narrow layers: much memory for little work, and enough of it that what the runtime takes for itself, some 60 MB, weighs little. */
-const sizes: Trainings.Sizes = { batch: process.argv[2] === "full" ? 4096 : 2048, hidden: 96, layers: 8 }
+/** Narrow layers: much memory for little work. */
+const sizes: Trainings.Sizes = { batch: 2048, hidden: 96, layers: 8 }
 
 /** Most memory that the process ever held, in bytes. */
 const mostResident = (): number =>

@@ -8,7 +8,6 @@ import * as Simulate from "@tessera/core/Simulate"
 import type { Choices } from "@tessera/core/Strategy"
 import * as Strategy from "@tessera/core/Strategy"
 import * as Arbitraries from "@tessera/core/testing/Arbitraries"
-import * as Dice from "@tessera/core/testing/Dice"
 import { widest } from "@tessera/core/testing/compare"
 import type { Sizes, Subject, Values } from "@tessera/core/testing/Subject"
 import * as Subjects from "@tessera/core/testing/Subject"
@@ -18,18 +17,13 @@ import * as ManagedRuntime from "effect/ManagedRuntime"
 import * as Result from "effect/Result"
 import * as fc from "fast-check"
 import { afterAll, describe, expect, it } from "vitest"
+import { oneBitAway, timesOneBit } from "../backend/agreement.ts"
 import { alone } from "../strategy/alone.ts"
 import type { Kind } from "./onRanks.ts"
 import { type Stepped, trainOnRanks } from "./trainOnRanks.ts"
 
 /** Of arrays of this size and more, relative to their largest element; of smaller ones absolute. */
 const tolerance = 1e-5
-
-/**
- * Now and then a step is ill-conditioned: a row that dropout left almost empty is divided by its own size, and the last bit of a parameter moves a
- * gradient by the tolerance. Then ranks may differ by this many times of what one such bit in every parameter does to one device.
- */
-const timesOneBit = 8
 
 /**
  * A gradient, then a rule with state, decay and clipping. Its large epsilon keeps it from dividing the roundings of gradients that are almost zero by
@@ -71,7 +65,13 @@ const problem = (
       for (const [k, { arrays, disagreement, metrics }] of found.entries()) {
         const gap = widest(truth[k]!, outputsOf({ arrays, metrics }))
         if (Math.max(gap.distance, disagreement) <= tolerance) continue
-        const nudged = onOneDevice(config, oneBitAway(values, seed), { steps, rate, seed })
+        // Now and then a step is ill-conditioned: a row that dropout left almost empty is divided by its own size, and the last bit of a parameter moves a
+        // gradient by the tolerance.
+        const nudged = onOneDevice(
+          config,
+          { ...values, parameters: oneBitAway(values.parameters, seed) },
+          { steps, rate, seed }
+        )
         const own = widest(truth[k]!, nudged[k]!).distance
         if (disagreement > tolerance || gap.distance > timesOneBit * own)
           return `${name}, step ${k + 1}: output ${gap.output} differs by ${gap.distance} (one bit of all parameters makes ${own}), ranks by ${disagreement}`
@@ -84,12 +84,6 @@ const outputsOf = ({ arrays, metrics }: Pick<Stepped, "arrays" | "metrics">) => 
   ...arrays,
   ...Object.values(metrics).map((v) => Host.scalar(v))
 ]
-
-const oneBitAway = (values: Values, seed: number): Values => {
-  const dice = Dice.make(seed)
-  const nudge = (v: number) => v * (dice.chance(0.5) ? 1 + 2 ** -23 : 1 - 2 ** -23)
-  return { ...values, parameters: values.parameters.map((x) => ({ ...x, data: x.data.map(nudge) })) }
-}
 
 type Truth = ReadonlyArray<ReadonlyArray<Host.HostArray>>
 

@@ -7,32 +7,29 @@ import { CheckpointStore } from "@tessera/core/services/CheckpointStore"
 import type { SavedState } from "@tessera/core/Trainer"
 import * as Effect from "effect/Effect"
 import * as FileSystem from "effect/FileSystem"
-import { dirname, join } from "node:path"
 import { UsageError } from "../Failure.ts"
+import * as RunFolder from "../RunFolder.ts"
 import { grouped, note, print, printJson, table } from "../Output.ts"
 import { bytesText } from "../explain/Report.ts"
 
-/** The folder of one checkpoint: that itself, or the newest sound one of a run or of a folder of checkpoints. */
-const located = Effect.fnUntraced(function* (path: string) {
-  const fs = yield* FileSystem.FileSystem
-  if (!(yield* fs.exists(path)))
-    return yield* new UsageError({
-      problem: `there is no run or checkpoint at ${path}`,
-      hint: "a run folder, or one step-N"
-    })
-  if (yield* fs.exists(join(path, "manifest.json"))) return { folder: dirname(path), checkpoint: path }
-  const folder = (yield* fs.exists(join(path, "checkpoints"))) ? join(path, "checkpoints") : path
-  const newest = yield* Effect.gen(function* () {
-    const store = yield* CheckpointStore
-    return (yield* store.list).findLast((c) => c.complete)
-  }).pipe(Effect.provide(FileCheckpoints.layer({ folder, owner: false })))
-  if (newest === undefined)
-    return yield* new UsageError({
-      problem: `there is no complete checkpoint in ${folder}`,
-      hint: "train first, or name one step-N"
-    })
-  return { folder, checkpoint: newest.path }
-})
+/** Does something with the checkpoint at a path: that one, or the newest complete one of a run or of a folder of checkpoints. */
+const withCheckpoint = <A, E, R>(
+  path: string,
+  use: (store: CheckpointStore["Service"], checkpoint: string) => Effect.Effect<A, E, R>
+) =>
+  Effect.gen(function* () {
+    const { folder, single } = yield* RunFolder.located(path)
+    return yield* Effect.gen(function* () {
+      const store = yield* CheckpointStore
+      const newest = single ?? (yield* store.list).findLast((c) => c.complete)?.path
+      if (newest === undefined)
+        return yield* new UsageError({
+          problem: `there is no complete checkpoint in ${folder}`,
+          hint: "train first, or name one step-N"
+        })
+      return yield* use(store, newest)
+    }).pipe(Effect.provide(FileCheckpoints.layer({ folder, owner: false })))
+  })
 
 const elements = ({ axes }: StoredTensor): number => axes.reduce((n, a) => n * a.size, 1)
 const bytesOf = (t: StoredTensor): number => elements(t) * DType.bytesOf(t.dtype)
@@ -56,11 +53,10 @@ export const inspect = Effect.fn("checkpoint.inspect")(function* (input: {
   readonly path: string
   readonly json: boolean
 }) {
-  const { checkpoint, folder } = yield* located(input.path)
-  const manifest = yield* Effect.flatMap(CheckpointStore, (store) => store.inspect(checkpoint)).pipe(
-    Effect.provide(FileCheckpoints.layer({ folder, owner: false }))
+  const manifest = yield* withCheckpoint(input.path, (store, path) =>
+    Effect.map(store.inspect(path), (found) => ({ ...found, path }))
   )
-  if (input.json) return yield* printJson({ path: checkpoint, ...manifest })
+  if (input.json) return yield* printJson(manifest)
   const { position } = manifest.state as unknown as Partial<SavedState>
   const facts: ReadonlyArray<ReadonlyArray<string>> = [
     ["step", grouped(manifest.step)],
@@ -73,7 +69,7 @@ export const inspect = Effect.fn("checkpoint.inspect")(function* (input: {
   const tensors = manifest.tensors.map((t) => [`${t.kind} ${t.name}`, shape(t), t.dtype, `${t.slices.length}`])
   yield* print(
     [
-      checkpoint,
+      manifest.path,
       "",
       table(facts),
       "",
@@ -89,16 +85,12 @@ export const verify = Effect.fn("checkpoint.verify")(function* (input: {
   readonly path: string
   readonly json: boolean
 }) {
-  const { checkpoint, folder } = yield* located(input.path)
-  const manifest = yield* Effect.flatMap(CheckpointStore, (store) => store.verify(checkpoint)).pipe(
-    Effect.provide(FileCheckpoints.layer({ folder, owner: false }))
+  const { files, path, step, tensors } = yield* withCheckpoint(input.path, (store, at) =>
+    Effect.map(store.verify(at), (manifest) => ({ ...manifest, path: at }))
   )
-  const bytes = manifest.files.reduce((n, f) => n + f.bytes, 0)
-  if (input.json)
-    return yield* printJson({ path: checkpoint, sound: true, step: manifest.step, files: manifest.files.length, bytes })
-  yield* print(
-    `${checkpoint} is sound: ${manifest.tensors.length} tensors, ${manifest.files.length} files, ${bytesText(bytes)}`
-  )
+  const bytes = files.reduce((n, f) => n + f.bytes, 0)
+  if (input.json) return yield* printJson({ path, sound: true, step, files: files.length, bytes })
+  yield* print(`${path} is sound: ${tensors.length} tensors, ${files.length} files, ${bytesText(bytes)}`)
 })
 
 /** Part `index` of `count` of a tensor, along its longest axis; null where nothing is left. One that has no axes belongs to the first part. */
@@ -119,6 +111,28 @@ const recordsOf = (reader: CheckpointReader, index: number, count: number): Read
     return slice === null ? [] : [{ ...whole, data: reader.read(name, { kind, ...slice }), slice }]
   })
 
+/** Into the store at hand. */
+const rewritten = Effect.fnUntraced(function* (
+  reader: CheckpointReader,
+  { json, parts }: { readonly json: boolean; readonly parts: number }
+) {
+  const store = yield* CheckpointStore
+  const { metric, state, step } = reader.manifest
+  const written: Array<SavedPart> = []
+  for (let i = 0; i < parts; i++) {
+    if (parts > 1 && !json) yield* note(`part ${i + 1} of ${parts} ...`)
+    const part = parts === 1 ? "" : `part-${i}`
+    written.push(yield* store.savePart({ step, token: "reshard", part, tensors: recordsOf(reader, i, parts) }))
+  }
+  return yield* store.commit({
+    step,
+    state,
+    token: "reshard",
+    parts: written,
+    ...(metric === undefined ? {} : { metric })
+  })
+})
+
 /** Writes a checkpoint again, in another number of parts, as so many ranks would; one tensor is in memory at a time. */
 export const reshard = Effect.fn("checkpoint.reshard")(function* (input: {
   readonly path: string
@@ -135,30 +149,12 @@ export const reshard = Effect.fn("checkpoint.reshard")(function* (input: {
       problem: `${to} is not empty`,
       hint: "an empty folder, or one that is not there yet"
     })
-  const { checkpoint, folder } = yield* located(input.path)
-  const saved = yield* Effect.scoped(
-    Effect.gen(function* () {
-      const reader = yield* Effect.flatMap(CheckpointStore, (store) => store.open({ path: checkpoint })).pipe(
-        Effect.provide(FileCheckpoints.layer({ folder, owner: false }))
+  const saved = yield* withCheckpoint(input.path, (source, path) =>
+    Effect.scoped(
+      Effect.flatMap(source.open({ path }), (reader) => rewritten(reader, input)).pipe(
+        Effect.provide(FileCheckpoints.layer({ folder: to }))
       )
-      return yield* Effect.gen(function* () {
-        const store = yield* CheckpointStore
-        const { metric, state, step } = reader.manifest
-        const written: Array<SavedPart> = []
-        for (let i = 0; i < parts; i++) {
-          if (parts > 1 && !input.json) yield* note(`part ${i + 1} of ${parts} ...`)
-          const part = parts === 1 ? "" : `part-${i}`
-          written.push(yield* store.savePart({ step, token: "reshard", part, tensors: recordsOf(reader, i, parts) }))
-        }
-        return yield* store.commit({
-          step,
-          state,
-          token: "reshard",
-          parts: written,
-          ...(metric === undefined ? {} : { metric })
-        })
-      }).pipe(Effect.provide(FileCheckpoints.layer({ folder: to })))
-    })
+    )
   )
   if (input.json) return yield* printJson({ path: saved.path, step: saved.step, parts, bytes: saved.bytes })
   yield* print(`${saved.path}: step ${saved.step} in ${parts} part${parts === 1 ? "" : "s"}, ${bytesText(saved.bytes)}`)

@@ -1,12 +1,10 @@
 /** `tessera explain`. */
-import type { RecipeError } from "@tessera/core/Errors"
 import * as Program from "@tessera/core/Program"
 import * as Effect from "effect/Effect"
-import type * as Result from "effect/Result"
 import * as Backends from "../Backends.ts"
 import * as Facts from "../explain/Facts.ts"
 import * as Report from "../explain/Report.ts"
-import type { Layer, Resolved } from "../Layers.ts"
+import type { Resolved } from "../Layers.ts"
 import * as Layers from "../Layers.ts"
 import { note, print, printJson, table } from "../Output.ts"
 import { factsOf } from "../pictures/Report.ts"
@@ -29,22 +27,9 @@ export interface ExplainInput extends Backends.BackendOptions {
 const configuration = ({ provenance, recipe }: Resolved) =>
   factsOf(recipe).map(([key, value]) => ({ key, value, source: provenance.get(key) ?? "default" }))
 
-type Parsed = Result.Result<ReadonlyArray<Layer>, RecipeError>
-
-const layersOf = Effect.fnUntraced(function* (parsed: ReadonlyArray<Parsed>) {
-  const layers: Array<Layer> = []
-  for (const one of parsed) layers.push(...(yield* Effect.fromResult(one)))
-  return layers
-})
-
 /** What a recipe means: settings and their origin, sizes, costs, memory, collectives, types, learning rates; the programs; or two configurations. */
 export const explain = Effect.fn("explain")(function* (input: ExplainInput) {
-  const flags = [
-    ...(input.mesh === undefined ? [] : [`mesh=${input.mesh}`]),
-    ...(input.strategy === undefined ? [] : [`strategy=${input.strategy}`])
-  ]
-  const setting = (text: string) => Strategies.setting(text, Layers.assignment)
-  const own = yield* layersOf([...flags, ...input.set].map(setting))
+  const own = yield* Effect.fromResult(Strategies.layers(input, Layers.assignment))
   const resolved = yield* RecipeSource.load(input.recipe, { layers: own })
   if (input.config) {
     const all = configuration(resolved)
@@ -56,7 +41,9 @@ export const explain = Effect.fn("explain")(function* (input: ExplainInput) {
   const other =
     input.diff.length === 0
       ? null
-      : yield* RecipeSource.load(input.recipe, { layers: [...own, ...(yield* layersOf(input.diff.map(setting)))] })
+      : yield* RecipeSource.load(input.recipe, {
+          layers: [...own, ...(yield* Effect.fromResult(Strategies.layers({ set: input.diff }, Layers.assignment)))]
+        })
   yield* note(`planning the step of ${recipe.name} ...`)
   yield* Effect.gen(function* () {
     const { facts, programs } = yield* Facts.measure(recipe)

@@ -1,5 +1,4 @@
 /** `tessera launch`: starts the ranks of one machine, passes on what they say, and begins again when one is lost. */
-import * as Cause from "effect/Cause"
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
@@ -103,20 +102,24 @@ const attempt = (input: LaunchInput, command: ReadonlyArray<string>): Effect.Eff
       }))
       const ranks = yield* Effect.forEach(places, (place) => start(place, command))
       const bad: Array<Ended> = []
+      const first = yield* Deferred.make<void>()
       const watched = yield* Effect.forkScoped(
         Effect.forEach(
           ranks,
           ({ ended }) =>
-            Effect.tap(Deferred.await(ended), (end) => Effect.sync(() => void (isFine(end) || bad.push(end)))),
+            Effect.tap(Deferred.await(ended), (end) => {
+              if (isFine(end)) return Effect.void
+              bad.push(end)
+              return Deferred.succeed(first, undefined)
+            }),
           { concurrency: "unbounded", discard: true }
         )
       )
-      const lost = Effect.gen(function* () {
-        while (bad.length === 0) yield* Effect.sleep("50 millis")
-        yield* Effect.sleep(`${graceSeconds} seconds`)
-      })
+      const lost = Effect.delay(Effect.void, `${graceSeconds} seconds`)
       // Once a rank has ended badly the others have a while to notice; then they are ended.
-      yield* Effect.race(Fiber.join(watched), lost).pipe(Effect.onInterrupt(() => stop(ranks, watched)))
+      yield* Effect.race(Fiber.join(watched), Effect.andThen(Deferred.await(first), lost)).pipe(
+        Effect.onInterrupt(() => stop(ranks, watched))
+      )
       return bad
     })
   )
@@ -152,12 +155,11 @@ export const launch = Effect.fn("launch")(function* (input: LaunchInput) {
     return yield* wrong(`ranks cannot ${command[0]}`, "they train: tessera launch --ranks 2 -- train RECIPE")
   for (let left = restarts; ; left--) {
     const resumes = left < restarts && !command.includes("--resume")
-    const exit = yield* Effect.exit(attempt(input, resumes ? [...command, "--resume"] : command))
-    if (Exit.isFailure(exit)) return yield* Effect.failCause(exit.cause as Cause.Cause<UsageError>)
-    const [first] = exit.value
+    const bad = yield* attempt(input, resumes ? [...command, "--resume"] : command)
+    const [first] = bad
     if (first === undefined) return
-    if (exit.value.every((end) => end.code === 130)) return yield* Effect.interrupt
-    const user = exit.value.find(isOfUser)
+    if (bad.every((end) => end.code === 130)) return yield* Effect.interrupt
+    const user = bad.find(isOfUser)
     const error = new LaunchError({ detail: inWords(user ?? first), exitCode: user === undefined ? 1 : 2 })
     if (left === 0 || user !== undefined) return yield* error
     yield* note(

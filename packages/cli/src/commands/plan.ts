@@ -45,13 +45,7 @@ const facts = ({ change, prediction, speed, tabulatedFlops }: Outlook.Outlook) =
 /** Plans a recipe for a cluster. */
 export const plan = Effect.fn("plan")(function* (input: PlanInput) {
   const cluster = yield* Effect.fromResult(Cluster.parse(input.devices))
-  const flags = [
-    ...(input.mesh === undefined ? [] : [`mesh=${input.mesh}`]),
-    ...(input.strategy === undefined ? [] : [`strategy=${input.strategy}`])
-  ]
-  const own: Array<Layer> = []
-  for (const text of [...flags, ...input.set])
-    own.push(...(yield* Effect.fromResult(Strategies.setting(text, Layers.assignment))))
+  const own = yield* Effect.fromResult(Strategies.layers(input, Layers.assignment))
   const variant = (layers: ReadonlyArray<Layer>) =>
     Effect.map(RecipeSource.load(input.recipe, { layers: [...own, ...layers] }), (r) => r.recipe)
   const given = yield* variant([])

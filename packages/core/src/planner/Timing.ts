@@ -1,8 +1,9 @@
 /** How long a step takes on a device: products at a share of the peak, everything else at a share of the bandwidth, collectives by where ranks stand. */
 import type { DType } from "../DType.ts"
 import * as Mesh from "../Mesh.ts"
+import type { Traffic } from "../Traffic.ts"
 import type { Device } from "./Devices.ts"
-import type { Wire, Work } from "./Work.ts"
+import type { Work } from "./Work.ts"
 
 /** Shares of what the data sheet promises that programs reach. More than 1 where they move less than is counted here. */
 export interface Shares {
@@ -62,7 +63,7 @@ export const placement = (mesh: Mesh.Mesh, meshAxis: string, perNode: number) =>
 }
 
 /** Seconds of collectives on an idle machine: inside of the nodes first, then between them, where all devices of a node share its network. */
-export const wireSeconds = (wire: Wire, mesh: Mesh.Mesh, device: Device): number => {
+export const wireSeconds = (wire: Traffic, mesh: Mesh.Mesh, device: Device): number => {
   const p = Mesh.countOf(mesh, wire.meshAxis)
   const { inside, nodes } = placement(mesh, wire.meshAxis, device.perNode)
   const share = device.network / Math.min(device.perNode, Mesh.rankCount(mesh))
@@ -74,7 +75,7 @@ export const wireSeconds = (wire: Wire, mesh: Mesh.Mesh, device: Device): number
   return wait + (((inside - 1) / inside) * whole) / device.link + (((nodes - 1) / nodes) * whole) / inside / share
 }
 
-const isActivation = (wire: Wire): boolean => wire.what === "compute"
+const isActivation = (wire: Traffic): boolean => wire.what === "compute"
 
 /** Seconds of products at the peak. */
 export const atPeak = (work: Work, device: Device): number =>
