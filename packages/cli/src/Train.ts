@@ -8,6 +8,7 @@ import * as Tasks from "@tessera/core/Tasks"
 import * as Trainer from "@tessera/core/Trainer"
 import * as Trackers from "@tessera/core/layers/Trackers"
 import * as Mesh from "@tessera/core/Mesh"
+import * as Program from "@tessera/core/Program"
 import { tesseraVersion } from "@tessera/core/version"
 import { Collectives, single } from "@tessera/core/services/Collectives"
 import * as Clock from "effect/Clock"
@@ -17,7 +18,6 @@ import * as Layer from "effect/Layer"
 import * as Ref from "effect/Ref"
 import type * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
-import { createHash } from "node:crypto"
 import * as Dataset from "./Dataset.ts"
 import * as Experiment from "./Experiment.ts"
 import * as Gallery from "./Gallery.ts"
@@ -49,11 +49,11 @@ const loop = Effect.fnUntraced(function* ({ folder, json, recipe, resume }: Trai
   const isFirst = ranks.rank === 0
   const several = Mesh.rankCount(ranks.mesh) > 1
   yield* ranks.agree("the version", `tessera ${tesseraVersion}, Node ${process.version}`)
-  yield* ranks.agree("the configuration", hashOf(factsOf(recipe)))
+  yield* ranks.agree("the configuration", digestOf(factsOf(recipe)))
   const source = yield* Dataset.trainingSource(recipe)
   const test = recipe.data.test === null ? null : yield* Dataset.evaluation(recipe, { batchSize: evaluationBatch })
   const classes = source.classes ?? test?.classes ?? null
-  yield* ranks.agree("the data", hashOf([source.digest, source.count, source.classes]))
+  yield* ranks.agree("the data", digestOf([source.digest, source.count, source.classes]))
   if (isFirst) yield* note(`compiling the step of ${recipe.name} ...`)
   const training = yield* Trainer.make(Experiment.config(recipe, Dataset.isSoft(recipe)))
   yield* ranks.agree("the program", training.runner.digest)
@@ -176,7 +176,7 @@ const restore = Effect.fnUntraced(function* (training: Trainer.Training, recipe:
   return step
 })
 
-const hashOf = (value: unknown): string => createHash("sha256").update(JSON.stringify(value)).digest("hex")
+const digestOf = (value: unknown): string => Program.fingerprint(JSON.stringify(value))
 
 /** Trains a recipe in a folder; gives the summary that the report shows, of several ranks on the first only. */
 export const run = Effect.fn("Train.run")(function* (options: TrainOptions) {

@@ -348,10 +348,8 @@ const ahead = (collectives: CollectivesService, batch: DataBatch, stop: boolean)
 /** By which ranks tell that they were given the same batch: its examples where it names them, else where the data stand. */
 const batchWord = ({ arrays, cursor, rows }: DataBatch): string => {
   // Of their own rows ranks have different ones.
-  const examples = rows === "own" ? undefined : arrays["examples"]
-  let h = 0x811c9dc5
-  for (const byte of examples ?? []) h = Math.imul(h ^ byte, 0x01000193)
-  return `${JSON.stringify(cursor)} ${(h >>> 0).toString(16)}`
+  const examples = rows === "own" ? [] : (arrays["examples"] ?? [])
+  return `${JSON.stringify(cursor)} ${Program.fingerprint(examples.join())}`
 }
 
 /** Own rows in the memory order of the step. */
